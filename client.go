@@ -190,23 +190,28 @@ func (c *Client) endTurn(key string, turn bool) {
 
 // withdraw undoes a request whose outcome is not known.
 func (c *Client) withdraw(ctx context.Context, req Request, s *settings) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.releaseTimeout)
+	defer cancel()
 	if err := c.release(ctx, Lease{Key: req.Key, ID: req.ID}, s); err != nil && !errors.Is(err, ErrLost) {
 		s.logger.WarnContext(ctx, "a failed acquire could not be withdrawn: its lock, if any, ends with its TTL",
 			"key", req.Key, "error", err)
 	}
 }
 
-// release asks until the server has answered or the time is over. ErrLost is a loss only as the first answer: after a try
-// with an unknown outcome it says that this try has released the lock.
+// release asks until the server has answered or ctx, which has a deadline, is over. ErrLost is a loss only as the first
+// answer: after a try with an unknown outcome it says that this try has released the lock.
 func (c *Client) release(ctx context.Context, lease Lease, s *settings) error {
-	ctx = context.WithoutCancel(ctx)
-	over := time.Now().Add(s.releaseTimeout)
+	over, _ := ctx.Deadline()
 	for try := 0; ; try++ {
-		tryCtx, cancel := context.WithDeadline(ctx, earlier(over, time.Now().Add(s.releaseTimeout/3)))
+		tryCtx, cancel := context.WithTimeout(ctx, s.releaseTimeout/3)
 		err := c.locker.Release(tryCtx, lease)
 		cancel()
 		switch {
-		case err == nil, try > 0 && errors.Is(err, ErrLost):
+		case err == nil:
+			return nil
+		case try > 0 && errors.Is(err, ErrLost):
+			s.logger.InfoContext(ctx, "a release was answered only when repeated, and then that the lock is not held: the first try has released it",
+				"key", lease.Key, "token", lease.Token)
 			return nil
 		case errors.Is(err, ErrLost), errors.Is(err, ErrClosed), errors.Is(err, errors.ErrUnsupported):
 			return err
@@ -218,13 +223,6 @@ func (c *Client) release(ctx context.Context, lease Lease, s *settings) error {
 		timer := time.NewTimer(pause)
 		<-timer.C
 	}
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }
 
 // begin counts a call, so that Close waits for it.

@@ -61,8 +61,8 @@ func margin(ttl time.Duration) time.Duration { return ttl/100 + 2*time.Milliseco
 func (l *Lock) grant(lease Lease, before, now clock.Reading) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.end != nil { // the backend was faster in taking it back
-		return l.end
+	if l.end != nil {
+		return fmt.Errorf("taken away before the grant arrived: %v", l.end) //nolint:errorlint // ErrLost is no answer to an acquire
 	}
 	l.lease.Token = lease.Token
 	l.accept(lease, before, now)
@@ -241,7 +241,8 @@ func (l *Lock) step() {
 	renew := false
 	if l.renewsIn(now) <= 0 {
 		l.failing = l.failing || l.tries > 0 // that one should have been answered by now
-		l.nextTry = now.Mono.Add(l.every() / 2)
+		// As long as no answer comes, the tries that are left are spread over the time that is left.
+		l.nextTry = now.Mono.Add(max(l.every()/2, l.left(now)/time.Duration(max(maxTries-l.tries, 1))))
 		if renew = l.tries < maxTries; renew {
 			l.tries++
 		}
@@ -288,6 +289,7 @@ func (l *Lock) renew(ctx context.Context) error {
 	before := l.client.clock.Now()
 	fresh, err := l.client.locker.Extend(ctx, lease)
 	after := l.client.clock.Now()
+	over := ctx.Err() != nil
 	cancel()
 
 	l.mu.Lock()
@@ -313,9 +315,12 @@ func (l *Lock) renew(ctx context.Context) error {
 				return end
 			}
 		}
+	case over, before.Mono.Before(l.lease.Start):
+		// The caller gave up, or a later try has renewed meanwhile: this one says nothing of the server.
 	default:
 		l.failing = true
-		l.nextTry = after.Mono.Add(backoff(l.every()/16, l.every()/2, l.failures))
+		most := min(l.every()/2, max(l.every()/16, l.left(after)/6)) // an outage may end shortly before the deadline
+		l.nextTry = after.Mono.Add(backoff(l.every()/16, most, l.failures))
 		l.failures++
 		l.settings.logger.WarnContext(ctx, "renewal failed", "key", lease.Key, "token", lease.Token, "left", l.left(after), "error", err)
 	}
@@ -395,7 +400,7 @@ func (l *Lock) Release(ctx context.Context) error {
 		<-l.released
 		return l.answer
 	default: // lost: the clean-up need not wait any longer
-		l.cleanAt = earlier(l.cleanAt, now.Mono)
+		l.cleanAt = now.Mono
 		l.timer.Reset(0)
 		l.mu.Unlock()
 		return end
@@ -409,8 +414,8 @@ func (l *Lock) giveUp(ctx context.Context) error {
 		l.client.work.Go(l.cleanUp)
 		return &Error{Op: "release", Key: l.lease.Key, Backend: l.client.backend(), Err: err}
 	}
-	if kept, err := l.keepMinHold(ctx); kept || err != nil {
-		return l.releaseAnswer(err)
+	if l.keepMinHold() {
+		return nil
 	}
 	err := l.client.release(ctx, l.lease, l.settings)
 	l.gone()
@@ -424,23 +429,30 @@ func (l *Lock) releaseAnswer(err error) error {
 	return err
 }
 
-// keepMinHold leaves the lock at the server if it has not been held for long enough, and plans its release. The server
-// must keep it that long also without this process, so its lease is made to reach.
-func (l *Lock) keepMinHold(ctx context.Context) (kept bool, err error) {
+// keepMinHold leaves the lock at the server if it has not been held for long enough, and plans its release. Without this
+// process the server keeps it that long too: a minimum hold is at most the TTL, and no lease begins before the first.
+func (l *Lock) keepMinHold() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := l.client.clock.Now()
 	rest := l.settings.minHold - l.held(now)
 	if rest <= 0 {
-		return false, nil
+		return false
 	}
-	if l.lease.TTL-now.Since(l.lease.Start, l.from) < rest {
-		_, err = l.client.locker.Extend(ctx, l.lease)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.passTurn()
 	l.cleanAt = now.Mono.Add(rest)
 	l.timer.Reset(rest)
-	return true, err
+	if l.client.ctx.Err() != nil { // Close looked at this lock before there was anything to plan
+		l.leave()
+	}
+	return true
+}
+
+// leave lets the server end a lock that is kept for its minimum hold.
+func (l *Lock) leave() {
+	l.cleaning = true
+	l.timer.Stop()
+	l.client.work.Go(l.gone)
 }
 
 // quiet waits for renewals under way; the end of the lock's context has ended them.
@@ -494,10 +506,8 @@ func (l *Lock) close() {
 	case l.check(now) == nil:
 		l.lose(ReasonClosed, now)
 	case l.cleanAt.IsZero() || l.cleaning: // a Release or clean-up is under way
-	case errors.Is(l.end, ErrReleased): // kept for its minimum hold: the server ends it
-		l.cleaning = true
-		l.timer.Stop()
-		l.client.work.Go(l.gone)
+	case errors.Is(l.end, ErrReleased): // kept for its minimum hold
+		l.leave()
 	default:
 		l.cleanAt = now.Mono
 		l.timer.Reset(0)

@@ -21,33 +21,42 @@ import (
 //
 // A lease is trusted from Lease.Start to Start + TTL less a safety margin, however late the answer came. Start MUST
 // be read before the sending of the last successful request that refreshed the server timer which will free this
-// lock, and of no other request. On a server that keeps a time for each lock that is the granting or extending
-// request itself. Where the timer belongs to a server-side session, only what restarts the session's timer counts:
+// lock, and of no other request. An earlier moment is always safe, so retries inside one call do no harm; the moment of
+// an answer never is. On a server that keeps a time for each lock the request that counts is the granting or
+// extending one itself. Where the timer belongs to a server-side session or lease, only what restarts that timer
+// counts (measured in spikes on PostgreSQL 15 and etcd 3.7):
 //
-//   - etcd: the grant of the server lease, or a keepalive. A transaction that confirms the key refreshes nothing: a
-//     spike that trusted it for 2 s believed in a key that etcd had already given away.
-//   - PostgreSQL: a statement that has completed on the session that holds the lock. A wait that blocks in
-//     pg_advisory_lock counts from no moment before its end, so the spike asked once more, with a short statement,
-//     after it was granted and before it believed.
+//   - etcd: the grant of the server lease, or a keepalive. A transaction that confirms the key, even one that puts it
+//     again, refreshes nothing: a waiter that counted from it, with a TTL of 9 s and a keepalive 3 s old, believed for
+//     2.7 s in a key that another client had been granted.
+//   - PostgreSQL: the session's idle timer starts at the end of a wait in pg_advisory_lock, which the client learns
+//     late, on a link of 300 ms 299 ms too late. So the moment before a short statement that is sent after the
+//     wait's answer, and that is answered too.
+//
+// Where lock and timer are two things at the server, Extend refreshes the timer first and then confirms the lock, and
+// Release decides by the lock: a live timer says nothing of a lock that was broken. Start stays that of the refresh.
 //
 // # Every grant is its own owner
 //
 // Two Acquires through one Locker MUST exclude each other exactly like two processes do, although many servers let
 // one session take the same lock twice. A lease MUST end on its own TTL although a heartbeat for another lock keeps
 // a shared session alive: the backend frees it itself, and says in Capabilities.Expiry how much later it is freed
-// when the client dies unnoticed.
+// when the client dies unnoticed. No request of an Acquire may reach the server before the timer that will undo it.
+// What keeps a waiter's place alive is the backend's work; what keeps a grant alive is the caller's.
 //
 // # ctx bounds the call, not the hold
 //
 // A ctx that ends stops the call; it MUST NOT end the lease that the call returned, nor a connection that other
 // leases live on. A call whose ctx is already done sends nothing. A call returns soon after its ctx ends, also when
-// the server hangs.
+// the server hangs; what it has sent may still take effect, so an Extend that ended thus makes the lease last
+// longer than anybody believes, never shorter.
 //
 // # Errors
 //
 // ErrHeld, ErrLost, ErrClosed and errors.ErrUnsupported are matched with errors.Is; everything else comes in an
 // *Error. A call that ended because of its ctx MUST match the ctx's error, although many client libraries report a
-// plain network time-out then. No error may print a password.
+// plain network time-out then. A broken connection is an unknown outcome, not ErrLost, unless the server itself says
+// that the lease has ended, if need be over another connection. No error may print a password.
 //
 // # Unwrap
 //
@@ -69,7 +78,8 @@ type Locker interface {
 	//
 	// A wait that ends with ctx matches ctx's error, and ErrHeld too if the wait had learned that the key was held.
 	// After any error but a plain ErrHeld the key may be held or the request queued: the caller then calls
-	// Release(Lease{Key, ID}) until it is answered, or leaves it to expire. Client does this for its callers.
+	// Release(Lease{Key, ID}) until it is answered, or leaves it to expire. Client does this for its callers. Acquire
+	// never answers ErrLost: nothing was granted.
 	Acquire(ctx context.Context, req Request) (Lease, error)
 
 	// Extend gives a lease that is still held a fresh lease.TTL and returns it with its new Start. It has three
@@ -77,8 +87,11 @@ type Locker interface {
 	// Unknown neither ends nor extends a lease: its deadline does.
 	//
 	// It MUST NOT take back a lease that the server has freed, even if nobody else took the key meanwhile, nor
-	// touch a successor's. Extends of one lease may overlap and be answered in any order; the later Start counts.
-	// Key, ID and Token never change.
+	// touch a successor's. Key, ID and Token never change, TTL only if the server grants another.
+	//
+	// Extends of one lease may overlap and be answered in any order; the later Start counts. A backend with one
+	// connection for a lease may let them share one request; Start is then that request's. Callers ignore an answer
+	// that comes after the deadline that stood when they asked: servers may answer at the very moment of expiry.
 	Extend(ctx context.Context, lease Lease) (Lease, error)
 
 	// Release gives the lock up if, and only if, this very grant (Key and ID) still holds it. Its outcomes are those
@@ -86,7 +99,9 @@ type Locker interface {
 	//
 	// A repeated Release MUST answer nil like the first, for as long as client libraries may retry by themselves
 	// (15 s is a good time): the first answer may have been lost, and a lost answer is not a lost lock. Later it may
-	// answer ErrLost. It never touches a successor.
+	// answer ErrLost. A backend that keeps no memory of released IDs answers nil when it finds the grant gone after a
+	// try of its own with an unknown outcome (a client library's retries count as such) and before Start + TTL: the
+	// server cannot have expired it yet. A Release never touches a successor.
 	//
 	// Release(Lease{Key, ID}), with no Token and no State, is a clean-up: it MUST withdraw a waiting request, a
 	// request that is still on its way, and a grant whose answer was lost, and answers nil also when there was
@@ -97,12 +112,14 @@ type Locker interface {
 	// heartbeats of the neighbours keep no orphan alive.
 	Release(ctx context.Context, lease Lease) error
 
-	// Capabilities tells what this backend promises. It does not change and asks no server.
+	// Capabilities tells what this backend promises. It does not change and asks no server: what depends on the server
+	// is asked once, when the Locker is made.
 	Capabilities() Capabilities
 
 	// Close ends waits with ErrClosed, waits for what the Locker started, and frees its connections, but not a client
 	// library's client that was handed in. Later calls answer ErrClosed; a second Close answers nil. What is still
-	// held is left to expire: Client releases its own locks before.
+	// held is left to expire; where Capabilities.EarlyFree has EarlyFreeDisconnect it is freed at once, and
+	// Request.Lost is called with ReasonClosed before. Client releases its own locks first.
 	Close() error
 }
 
@@ -111,19 +128,21 @@ type Request struct {
 	// Key names the lock: 1 to [MaxKeyLength] bytes of UTF-8 without NUL. Keys that differ in any byte are different locks.
 	Key string
 	// ID is this request's own, minted by the caller: a UUIDv7 in its 36-byte form, or any printable ASCII
-	// of that length or less without spaces. Client mints one for each Acquire.
+	// of that length or less without spaces, so that it fits into what servers offer as the name of a session. Client
+	// mints one for each Acquire.
 	ID string
 	// TTL is how long the server keeps the lock without an Extend.
 	TTL time.Duration
 	// NoWait asks once instead of waiting.
 	NoWait bool
-	// NoExtend says that no heartbeat will extend the lease, so that it needs a server timer of its own.
+	// NoExtend says that no heartbeat will extend the lease, so that it needs a server timer of its own. A backend whose
+	// every lease has one ignores it.
 	NoExtend bool
 	// Holder tells people who asks: at most [MaxHolderLength] bytes of UTF-8.
 	Holder string
 	// Lost, if not nil, is called at most once, from any goroutine, when the backend learns by itself that the granted
-	// lease has ended (Capabilities.ReportsLoss). It never blocks. It is not called for a lease that was
-	// released, nor instead of an answer ErrLost.
+	// lease has ended, or that it can never be extended again (Capabilities.ReportsLoss). It never blocks. It is not
+	// called for a lease that was released, nor instead of an answer ErrLost.
 	Lost func(Reason)
 }
 
@@ -147,7 +166,7 @@ const (
 	MaxKeyLength    = 512                   // bytes
 	MaxHolderLength = 1024                  // bytes
 	MinTTL          = 10 * time.Millisecond // below, the safety margin would eat the lease
-	MaxTTL          = 365 * 24 * time.Hour  // above, it is a mistake
+	MaxTTL          = 24 * 24 * time.Hour   // more does not fit into the milliseconds of PostgreSQL's timers
 )
 
 // Validate says what is wrong with a request. Every backend's Acquire calls it first, so that a bad request gets the
@@ -194,7 +213,8 @@ type Capabilities struct {
 	MinTTL time.Duration
 	// Granularity is the step in which TTLs are granted; a request between two steps gets the longer. Zero: any.
 	Granularity time.Duration
-	// Expiry is how long after its TTL a lock may still be kept from others, when nobody releases it.
+	// Expiry is how long after its TTL a lock may still be kept from others, when nobody releases it. When another
+	// server takes over, it may be one more TTL.
 	Expiry time.Duration
 	// EarlyFree names the events, besides an operator's own doing, that free a lock before its TTL is over. The work
 	// is told of them at once on a live link and by the deadline otherwise: then only the token protects.

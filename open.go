@@ -102,6 +102,9 @@ func OpenLocker(ctx context.Context, rawURL string, cfg Config) (Locker, error) 
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	l, err := open(ctx, cfg)
+	if err == nil && l == nil {
+		err = errors.New("the backend opened nothing, and does not say why")
+	}
 	if err != nil {
 		if _, wrapped := errors.AsType[*Error](err); wrapped {
 			return nil, err
@@ -129,7 +132,7 @@ func parseURL(raw string) (*url.URL, error) {
 	if !ok || !validScheme(scheme) {
 		return nil, errors.New("the URL has no scheme: write scheme://host, for example redis://127.0.0.1:6379")
 	}
-	bad := fmt.Errorf("the %s URL cannot be parsed: check ports, and write special characters of user name, password and parameters as %%XX", scheme)
+	bad := fmt.Errorf("the %s URL cannot be parsed: check ports, write IPv6 addresses as [::1], and special characters of user name, password and parameters as %%XX", scheme)
 	authority, ok := strings.CutPrefix(rest, "//")
 	if !ok {
 		u, err := url.Parse(scheme + ":" + rest)
@@ -158,11 +161,15 @@ func parseURL(raw string) (*url.URL, error) {
 	if _, err := url.ParseQuery(u.RawQuery); err != nil {
 		return nil, bad
 	}
-	for host := range strings.SplitSeq(hosts, ",") {
-		if h, err := url.Parse("x://" + host); err != nil || h.Host != host || host == "" && hosts != "" {
+	list := strings.Split(hosts, ",")
+	for i, host := range list {
+		h, err := url.Parse("x://" + host)
+		bareIPv6 := strings.Count(host, ":") > 1 && host[0] != '['
+		if err != nil || bareIPv6 || host == "" && hosts != "" {
 			return nil, bad
 		}
+		list[i] = h.Host
 	}
-	u.Host = hosts
+	u.Host = strings.Join(list, ",")
 	return u, nil
 }

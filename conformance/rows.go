@@ -1,0 +1,23 @@
+package conformance
+
+import "slices"
+
+// allRows is the table of the whole suite, in the order of reading.
+func allRows() []row {
+	return slices.Concat(
+		networkRows, // first of all, that the faults are real
+		contractRows,
+		cleanupRows,
+		exclusionRows,
+		expiryRows,
+		clockRows,
+		lossRows,
+		workRows,
+		restartRows,
+		lateRows,
+		deadWaiterRows,
+		fencingRows,
+		waitingRows,
+		hygieneRows,
+	)
+}

@@ -1,0 +1,222 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/fec20105/locker"
+)
+
+// attempts is how often a row swallows a reply: it may catch one to a request that the Locker has made of its own accord.
+const attempts = 5
+
+func ambiguousAcquire(t *trial) {
+	observer, _ := t.open()
+	hits := 0
+
+	// On the Locker the request may be made again, which is not granted twice, and is then withdrawn.
+	l, net := t.open()
+	for i := range attempts {
+		req := t.request(t.key(fmt.Sprint("locker ", i)), noWait, ttl(long))
+		net.SwallowReply()
+		_, err := l.Acquire(t.ctx, req)
+		net.Heal()
+		held := t.isHeld(observer, req.Key)
+		switch {
+		case err != nil && held:
+			hits++
+		case err == nil && !held:
+			t.Errorf("Acquire got nil, but nobody holds the key")
+		}
+		if again, err := l.Acquire(t.ctx, req); err == nil {
+			t.mustBeHeld(observer, req.Key)
+			if holding := t.inspect(observer, req.Key); holding.Token != 0 && holding.Token != again.Token {
+				t.Errorf("made again, the request got token %d, but the server knows %d", again.Token, holding.Token)
+			}
+		}
+		if err := t.answered(func() error { return l.Release(t.ctx, locker.Lease{Key: req.Key, ID: req.ID}) }); err != nil {
+			t.Errorf("withdrawing the request: %v", err)
+		}
+		t.mustBeFree(observer, req.Key)
+	}
+
+	client, net := t.client(locker.WithTTL(long))
+	for i := range attempts {
+		key := t.key(fmt.Sprint("client ", i))
+		net.SwallowReply()
+		ctx, cancel := t.timeout(t.TTL + t.slack)
+		defer cancel()
+		lock, err := client.Acquire(ctx, key)
+		if err == nil {
+			err = lock.Release(t.ctx)
+		} else {
+			hits++
+		}
+		if errors.Is(err, locker.ErrHeld) || errors.Is(err, locker.ErrLost) {
+			t.Errorf("nobody but this Client asks for %q, whose answer was swallowed; it got %v", key, err)
+		}
+		net.Heal()
+		t.withdrawn(observer, key)
+	}
+	t.Logf("%d of %d replies that were swallowed hit an Acquire", hits, 2*attempts)
+}
+
+func ambiguousRelease(t *trial) {
+	observer, _ := t.open()
+	hits := 0
+
+	l, net := t.open()
+	for i := range attempts {
+		lease := t.acquire(l, t.key(fmt.Sprint("locker ", i)), ttl(long))
+		net.SwallowReply()
+		err := l.Release(t.ctx, lease)
+		net.Heal()
+		if err != nil {
+			hits++
+		}
+		if again := t.answered(func() error { return l.Release(t.ctx, lease) }); errors.Is(err, locker.ErrLost) || again != nil {
+			t.Errorf("a lost answer is not a lost lock, but Release got %v and when repeated %v", err, again)
+		}
+		t.mustBeFree(observer, lease.Key)
+	}
+
+	client, net := t.client(locker.WithTTL(long))
+	for i := range attempts {
+		key := t.key(fmt.Sprint("client ", i))
+		compensated := false
+		err := client.Do(t.ctx, key, func(context.Context, *locker.Lock) error {
+			net.SwallowReply()
+			return nil
+		}, locker.WithCompensation(func(context.Context, *locker.LostError) error {
+			compensated = true
+			return nil
+		}))
+		net.Heal()
+		if err != nil || compensated {
+			t.Errorf("good work whose release was not answered: Do got %v; compensation ran: %t", err, compensated)
+		}
+		t.withdrawn(observer, key)
+	}
+	t.Logf("%d of %d replies that were swallowed hit a Release", hits, attempts)
+}
+
+func extendIsIdempotent(t *trial) {
+	l, net := t.open()
+	other, _ := t.open()
+	lease := t.acquire(l, t.key(""), ttl(long))
+	extend := func() locker.Lease {
+		var fresh locker.Lease
+		if err := t.answered(func() (err error) { fresh, err = l.Extend(t.ctx, lease); return err }); err != nil {
+			t.Errorf("extending a lock that is held: %v", err)
+		} else if fresh.Key != lease.Key || fresh.ID != lease.ID || fresh.Token != lease.Token || fresh.TTL < lease.TTL {
+			t.Errorf("Extend made %+v of %+v", fresh, lease)
+		}
+		return fresh
+	}
+	if first, second := extend(), extend(); second.Start.Before(first.Start) {
+		t.Errorf("the second Extend counts from %v before the first", first.Start.Sub(second.Start))
+	}
+	t.parallel(8, func(int) { extend() })
+	if t.caps.EarlyFree&locker.EarlyFreeDisconnect == 0 {
+		net.SwallowReply()
+		if _, err := l.Extend(t.ctx, lease); errors.Is(err, locker.ErrLost) {
+			t.Errorf("an Extend whose reply was swallowed got %v, want an unknown outcome", err)
+		}
+		net.Heal()
+		extend()
+	}
+	t.release(l, lease)
+
+	lost := func() {
+		for range 2 {
+			if _, err := l.Extend(t.ctx, lease); !errors.Is(err, locker.ErrLost) {
+				t.Errorf("extending a lock that was released got %v, want ErrLost", err)
+			}
+		}
+	}
+	lost()
+	t.mustBeFree(other, lease.Key)
+	successor := t.acquire(other, lease.Key, ttl(long))
+	lost()
+	t.undisturbed(other, successor)
+}
+
+func releaseIsIdempotent(t *trial) {
+	l, _ := t.open()
+	other, _ := t.open()
+	lease := t.acquire(l, t.key("release"), ttl(long))
+	repeat := func(lease locker.Lease) {
+		for range 2 {
+			if err := l.Release(t.ctx, lease); err != nil {
+				t.Errorf("a repeated Release got %v, want nil like the first", err)
+			}
+		}
+	}
+	var both sync.WaitGroup // as client libraries repeat: when the first is on its way still
+	for range 2 {
+		both.Go(func() { repeat(lease) })
+	}
+	both.Wait()
+	t.mustBeFree(other, lease.Key)
+	successor := t.acquire(other, lease.Key, ttl(long))
+	repeat(lease)
+	repeat(locker.Lease{Key: lease.Key, ID: lease.ID})
+	t.undisturbed(other, successor)
+
+	// The clean-up of a request that was never made, and of one that was refused.
+	req := t.request(t.key("clean-up"), noWait)
+	repeat(locker.Lease{Key: req.Key, ID: req.ID})
+	successor = t.acquire(other, req.Key, ttl(long))
+	refused := t.request(req.Key, noWait)
+	if _, err := l.Acquire(t.ctx, refused); !errors.Is(err, locker.ErrHeld) {
+		t.Errorf("a key that is held: got %v, want ErrHeld", err)
+	}
+	repeat(locker.Lease{Key: refused.Key, ID: refused.ID})
+	repeat(locker.Lease{Key: req.Key, ID: req.ID})
+	t.undisturbed(other, successor)
+}
+
+func releaseLostInBlip(t *trial) {
+	resets := []bool{false, true} // the request arrives late, or never
+	if t.caps.EarlyFree&locker.EarlyFreeDisconnect != 0 {
+		resets = resets[:1]
+	}
+	t.parallel(len(resets), func(i int) {
+		client, net := t.client(locker.WithReleaseTimeout(t.TTL / 6))
+		observer, _ := t.open()
+		var locks [2]*locker.Lock
+		for j, name := range []string{"released", "neighbour"} {
+			lock, err := client.Acquire(t.ctx, t.key(fmt.Sprintf("%s, reset %t", name, resets[i])))
+			if err != nil {
+				t.Fatalf("acquire: %v", err)
+			}
+			locks[j] = lock
+		}
+		released, neighbour := locks[0], locks[1]
+
+		began := time.Now()
+		net.Cut()
+		err := released.Release(t.ctx)
+		if took := time.Since(began); took > t.TTL/6+t.soon() {
+			t.Errorf("Release on a link that is cut took %v, and its timeout is %v", took, t.TTL/6)
+		}
+		if err == nil || errors.Is(err, locker.ErrLost) {
+			t.Errorf("Release on a link that is cut got %v, want an unknown outcome", err)
+		}
+		t.pass(time.Until(began.Add(t.TTL / 3)))
+		if resets[i] {
+			net.Reset()
+		}
+		net.Heal()
+
+		next, _ := t.freeWithin(observer, released.Key(), began, t.freed())
+		t.release(observer, next)
+		t.mustBeHeld(observer, neighbour.Key())
+		if err := neighbour.Release(t.ctx); err != nil {
+			t.Errorf("the neighbour, which was renewed all the time: %v", err)
+		}
+	})
+}

@@ -1,0 +1,163 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/fec20105/locker"
+)
+
+var lateRows = []row{
+	{
+		name:   "late-extend",
+		clause: "Extend MUST NOT touch a successor's lease, also when it reaches the server long after its own lease has expired.",
+		run:    lateExtend,
+	},
+	{
+		name:   "late-release",
+		clause: "Release frees the lock if, and only if, this very grant still holds it, also when it reaches the server long after its lease has expired.",
+		run:    lateRelease,
+	},
+	{
+		name:   "late-acquire",
+		clause: "A request that lands after its caller has given up leaves nothing behind.",
+		run:    lateAcquire,
+	},
+	{
+		name:   "slow-grant",
+		clause: "A grant whose answer comes when its TTL is over is an error, never an expired lease; the Client frees the key.",
+		run:    slowGrant,
+	},
+}
+
+// late sends a request of A's that is held up on the way, lets A's lease expire, and returns the lease that B is granted
+// meanwhile. After that land delivers the request and returns its answer.
+func (t *trial) late(send func(ctx context.Context, a locker.Locker, lease locker.Lease) error) (b locker.Locker, lease locker.Lease, land func() error) {
+	a, net := t.open()
+	b, _ = t.open()
+	key := t.key("")
+	old := t.acquire(a, key, ttl(2*t.TTL)) // longer than B's, so that a mix-up shows
+	net.Hold()
+	before := asked(net)
+	answer := make(chan error, 1)
+	t.spawn(func() { answer <- send(t.ctx, a, old) })
+	t.eventually(t.soon(), "the request is on its way", func() bool { return net.Stats().Requests > before.requests })
+	t.pass(time.Until(old.Start.Add(old.TTL * 9 / 10)))
+	next, _ := t.freeWithin(b, key, old.Start, t.TTL+t.freed())
+	if next.Token <= old.Token {
+		t.Errorf("token %d follows %d", next.Token, old.Token)
+	}
+	return b, next, func() error {
+		t.land(net)
+		net.Heal()
+		return receive(t, answer, t.TTL+t.slack, "an answer to what came late")
+	}
+}
+
+func lateExtend(t *trial) {
+	var a locker.Locker
+	var old locker.Lease
+	b, lease, land := t.late(func(ctx context.Context, l locker.Locker, held locker.Lease) error {
+		a, old = l, held
+		_, err := l.Extend(ctx, held)
+		return err
+	})
+	if err := land(); err == nil {
+		t.Errorf("Extend answered nil when the lease was over and its key another's")
+	} else if !errors.Is(err, locker.ErrLost) {
+		t.Logf("Extend did not wait for its answer: %v", err) // unknown; so ask again
+	}
+	if _, err := a.Extend(t.ctx, old); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("a second Extend: %v, want ErrLost", err)
+	}
+	observer, _ := t.open()
+	t.expires(observer, lease)
+	if _, err := b.Extend(t.ctx, lease); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("Extend of the successor's lease after its TTL: %v, want ErrLost", err)
+	}
+}
+
+func lateRelease(t *trial) {
+	b, lease, land := t.late(func(ctx context.Context, a locker.Locker, held locker.Lease) error {
+		return a.Release(ctx, held)
+	})
+	observer, _ := t.open()
+	if err := land(); err == nil {
+		t.Errorf("Release answered nil when the lease was over and its key another's")
+	}
+	t.mustBeHeld(observer, lease.Key)
+	t.release(b, lease)
+}
+
+func lateAcquire(t *trial) {
+	observer, _ := t.open()
+	t.parallel(2, func(i int) {
+		if i == 0 {
+			t.lateWithdrawn(observer)
+		} else {
+			t.lateOrphan(observer)
+		}
+	})
+}
+
+// lateWithdrawn is about a Client, whose withdrawal lands too.
+func (t *trial) lateWithdrawn(observer locker.Locker) {
+	client, spy, net := t.spied()
+	key := t.key("withdrawn")
+	net.Hold()
+	if _, err := client.Acquire(t.ctx, key, locker.WithWait(t.slack)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Acquire without a link: %v, want DeadlineExceeded", err)
+	}
+	t.eventually(t.soon(), "the Client withdraws its request", func() bool { return spy.releases.Load() > 0 })
+	t.land(net)
+	net.Heal()
+	lease, _ := t.freeWithin(observer, key, time.Now(), 2*t.soon()) // a new connection may have to be made before
+	t.release(observer, lease)
+	if n := spy.tries.Load(); n > 0 {
+		t.Errorf("%d renewals of a lock that nobody has got", n)
+	}
+}
+
+// lateOrphan is about a caller that is not there any more to withdraw.
+func (t *trial) lateOrphan(observer locker.Locker) {
+	a, net := t.open()
+	key := t.key("orphan")
+	net.Hold()
+	ctx, cancel := context.WithTimeout(t.ctx, t.slack)
+	defer cancel()
+	if _, err := a.Acquire(ctx, t.request(key)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Acquire without a link: %v, want DeadlineExceeded", err)
+	}
+	t.land(net)
+	lease, _ := t.freeWithin(observer, key, time.Now(), t.freed())
+	t.release(observer, lease)
+}
+
+// land delivers what a link holds.
+func (t *trial) land(net *Network) {
+	ctx, cancel := context.WithTimeout(t.ctx, t.TTL+t.slack)
+	defer cancel()
+	if err := net.Land(ctx); err != nil {
+		t.Fatalf("what was held up does not land: %v", err)
+	}
+}
+
+func slowGrant(t *trial) {
+	observer, _ := t.open()
+	client, net := t.client()
+	key := t.key("")
+	net.Delay(0, t.TTL+t.caps.Granularity)
+	began := time.Now()
+	lock, err := client.Acquire(t.ctx, key)
+	took := time.Since(began)
+	if err == nil {
+		t.Errorf("granted with a TTL of %v by an answer that took %v; Err says %v", t.TTL, took, lock.Err())
+		return
+	}
+	if errors.Is(err, locker.ErrHeld) {
+		t.Errorf("acquire of a free key: %v", err)
+	}
+	lease, _ := t.freeWithin(observer, key, time.Now(), t.soon())
+	t.release(observer, lease)
+}

@@ -1,0 +1,272 @@
+// Package redisbackend keeps locks on a Redis or Valkey server, version 6.2 or later.
+//
+// Importing it registers the URL schemes redis, rediss (TLS) and unix (a socket) with [locker.Open]; [New] takes a
+// client that the program already has.
+//
+// # What is promised
+//
+// Each step is one script on the server, so that a lock is granted, extended or freed as a whole or not at all. Those
+// who wait are served in the order in which they came, and are woken when their turn comes; a lost message delays them
+// by a few seconds at most. A lock that an operator takes away ([Backend.Break]) is reported at once.
+//
+// A token is the server's time in microseconds, or the last token plus one if that is greater. So tokens grow even if
+// the server is restarted without its data, as long as its clock is not set back meanwhile. They also grow over a
+// failover if the clocks of the servers differ by less than the failover takes.
+//
+// A server that restarts without persistence, or with the data of a moment ago, and a replica that is promoted before
+// it had everything, forget locks: somebody else can then be granted a lock that is still held. The holder learns of it
+// at its next heartbeat, and only the token protects until then ([locker.EarlyFreeRestart]). Options.Replicas makes that
+// less likely, not impossible.
+//
+// # What is on the server
+//
+// All keys of the lock "invoice/42" begin with locker:{invoice/42}, and all of them expire: the lock's state, which also
+// keeps its last token, a day after its last use; what remembers a released request after 15 seconds; the queue 14
+// seconds after the last poll. A user with limited rights needs those keys, the channels locker:*, and the commands EVAL,
+// EVALSHA, SUBSCRIBE, PUBLISH, PING, INFO, TIME, GET, MGET, SET, PEXPIRE, PEXPIREAT and those of sorted sets; for
+// listing also SCAN, with replicas also WAIT.
+package redisbackend
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fec20105/locker"
+)
+
+var (
+	_ locker.Locker    = (*Backend)(nil)
+	_ locker.Inspector = (*Backend)(nil)
+	_ locker.Lister    = (*Backend)(nil)
+	_ locker.Breaker   = (*Backend)(nil)
+)
+
+// DefaultPrefix begins all keys and channels unless Options says otherwise.
+const DefaultPrefix = "locker:"
+
+const (
+	// tombstoneLife is how long a released or withdrawn request is remembered. Client libraries that retry by themselves
+	// have given up by then.
+	tombstoneLife = 15 * time.Second
+	// patience is how long a waiter may be silent before it counts as dead.
+	patience = 3500 * time.Millisecond
+	// grace is how long a lock is kept free for the first waiter, who was woken, before the next one gets it.
+	grace = 300 * time.Millisecond
+	// maxPoll is the longest that a live waiter is silent: it leaves time for a slow poll and one repetition.
+	maxPoll = 1500 * time.Millisecond
+)
+
+// Options are the settings of a Backend. The zero value is good.
+type Options struct {
+	// Prefix begins the name of every key and channel: programs with different prefixes do not meet. The default is
+	// DefaultPrefix. It may not contain spaces or braces.
+	Prefix string
+	// Replicas is how many replicas must confirm every grant and every extension before it counts. A lock is then lost
+	// rather than held by a primary that has been cut off from its replicas. It needs a client for a single primary.
+	Replicas int
+}
+
+// Backend is a [locker.Locker] on a Redis server.
+type Backend struct {
+	client  redis.UniversalClient
+	prefix  string
+	channel string // where notices are published for this Backend
+
+	pipeline *pipeline
+	notices  *notices
+	settled  settled
+	closed   chan struct{} // ends waits
+	shut     func() error  // does what Close does, once
+}
+
+// New makes a Backend on a client that remains the caller's: Close does not close it. It may have any settings; retries
+// do no harm, because every request is recognised when it comes again. Its pool needs room for two connections.
+//
+// New asks the server at once, and returns an error that says what to do if that is no Redis, is too old, is a
+// read-only replica or wants a password.
+func New(ctx context.Context, client redis.UniversalClient, opts Options) (*Backend, error) {
+	b, err := newBackend(ctx, client, nil, opts)
+	if err != nil {
+		return nil, &locker.Error{Op: "open", Backend: name, Err: err}
+	}
+	return b, nil
+}
+
+// name is the backend's name in errors.
+const name = "redis"
+
+// newBackend makes a Backend. If the client is our own, closeClient closes it.
+func newBackend(ctx context.Context, client redis.UniversalClient, closeClient func() error, opts Options) (*Backend, error) {
+	if isNil(client) {
+		return nil, errors.New("the client is nil: make one with redis.NewClient")
+	}
+	if opts.Prefix == "" {
+		opts.Prefix = DefaultPrefix
+	}
+	if err := checkPrefix(opts.Prefix); err != nil {
+		return nil, err
+	}
+	pool := 2 // at least, in clients that are unknown here
+	switch client := client.(type) {
+	case *redis.Client:
+		pool = client.Options().PoolSize
+	case *redis.ClusterClient:
+		pool = client.Options().PoolSize
+	}
+	if _, single := client.(*redis.Client); opts.Replicas < 0 || opts.Replicas > 0 && !single {
+		return nil, fmt.Errorf("%d replicas cannot be demanded: give 0 or more, with a *redis.Client (its server has the replicas)", opts.Replicas)
+	}
+	if err := checkServer(ctx, client); err != nil {
+		return nil, err
+	}
+	b := &Backend{client: client, prefix: opts.Prefix, closed: make(chan struct{})}
+	b.settled = newSettled()
+	b.channel = b.prefix + "notices:" + rand.Text()
+	b.pipeline = newPipeline(client, closeClient != nil, max(1, min(maxBatches, pool-1)), opts.Replicas)
+	b.notices = newNotices(client, b.channel)
+	b.shut = sync.OnceValue(func() (err error) {
+		close(b.closed)
+		b.notices.stop()
+		b.pipeline.close()
+		if closeClient != nil {
+			err = closeClient() // cuts short what is under way
+		}
+		b.notices.running.Wait()
+		b.pipeline.workers.Wait()
+		return err
+	})
+	return b, nil
+}
+
+func isNil(client redis.UniversalClient) bool {
+	switch client := client.(type) {
+	case nil:
+		return true
+	case *redis.Client:
+		return client == nil
+	case *redis.ClusterClient:
+		return client == nil
+	case *redis.Ring:
+		return client == nil
+	}
+	return false
+}
+
+func checkPrefix(prefix string) error {
+	bad := func(r rune) bool { return r == '{' || r == '}' || unicode.IsSpace(r) || unicode.IsControl(r) }
+	if len(prefix) > 128 || strings.ContainsFunc(prefix, bad) {
+		return fmt.Errorf("the prefix %q has spaces, braces or more than 128 bytes: use a short name such as %q", prefix, DefaultPrefix)
+	}
+	return nil
+}
+
+// Capabilities implements [locker.Locker].
+func (b *Backend) Capabilities() locker.Capabilities {
+	return locker.Capabilities{
+		Backend:     name,
+		MinTTL:      locker.MinTTL,
+		Granularity: time.Microsecond,
+		Expiry:      50 * time.Millisecond, // a waiter's timer, its jitter and its poll
+		EarlyFree:   locker.EarlyFreeRestart | locker.EarlyFreeFailover,
+		Fair:        true,
+		Notifies:    true,
+		Fallback:    maxPoll + grace + 200*time.Millisecond, // the next poll of somebody alive, and its repetition
+		Fencing:     locker.FencingCrash,
+		ReportsLoss: true,
+		Labels:      true,
+	}
+}
+
+// Extend implements [locker.Locker].
+func (b *Backend) Extend(ctx context.Context, lease locker.Lease) (locker.Lease, error) {
+	if _, err := b.grantOf(lease); err != nil {
+		return locker.Lease{}, b.fail("extend", lease.Key, err)
+	}
+	c := &call{script: extendScript, key: stateKey(b.prefix, lease.Key), args: []any{lease.ID, micros(lease.TTL)}, durable: true}
+	if err := b.pipeline.do(ctx, c); err != nil {
+		return locker.Lease{}, b.fail("extend", lease.Key, err)
+	}
+	if c.reply != int64(1) {
+		b.notices.remove(lease.ID)
+		return locker.Lease{}, locker.ErrLost
+	}
+	if !c.confirmed {
+		return locker.Lease{}, b.fail("extend", lease.Key, errReplicas)
+	}
+	lease.Start = c.start
+	return lease, nil
+}
+
+// Release implements [locker.Locker].
+func (b *Backend) Release(ctx context.Context, lease locker.Lease) error {
+	b.notices.remove(lease.ID)
+	if lease.Token == 0 && lease.State == nil {
+		_, err := b.release(ctx, lease, lease.ID, b.channel)
+		return err
+	}
+	g, err := b.grantOf(lease)
+	if err != nil {
+		return b.fail("release", lease.Key, err)
+	}
+	if g.released.Load() {
+		return nil
+	}
+	c, err := b.release(ctx, lease, lease.ID)
+	if err == nil {
+		g.released.Store(true)
+		if g.settled && c.sent == 1 {
+			b.settled.put(lease.Key, lease.ID)
+		}
+	}
+	return err
+}
+
+// release calls the script of that name.
+func (b *Backend) release(ctx context.Context, lease locker.Lease, args ...any) (*call, error) {
+	c := &call{script: releaseScript, key: stateKey(b.prefix, lease.Key), args: args}
+	if err := b.pipeline.do(ctx, c); err != nil {
+		return nil, b.fail("release", lease.Key, err)
+	}
+	if c.reply != int64(1) {
+		return nil, locker.ErrLost
+	}
+	return c, nil
+}
+
+// Close implements [locker.Locker]. A client that was given to New stays open; calls that are on their way are waited
+// for, which takes as long as that client's time-outs.
+func (b *Backend) Close() error {
+	return b.shut()
+}
+
+// grantOf refuses leases that this Backend has not granted.
+func (b *Backend) grantOf(lease locker.Lease) (*grant, error) {
+	if g, ok := lease.State.(*grant); ok && g.backend == b {
+		return g, nil
+	}
+	return nil, errors.New("the lease was granted by another Locker: give it back to that one")
+}
+
+// fail wraps an error of a call. ErrClosed stays as it is.
+func (b *Backend) fail(op, key string, err error) error {
+	if errors.Is(err, locker.ErrClosed) || errors.Is(err, redis.ErrClosed) {
+		return locker.ErrClosed
+	}
+	return &locker.Error{Op: op, Key: key, Backend: name, Err: explain(err)}
+}
+
+// errReplicas is the answer of a server whose replicas did not confirm in time.
+var errReplicas = fmt.Errorf("too few replicas confirmed within %v: check that they are connected", replicaTimeout)
+
+// micros rounds a TTL up to what the server counts in.
+func micros(d time.Duration) int64 {
+	return int64((d + time.Microsecond - 1) / time.Microsecond)
+}

@@ -1,0 +1,168 @@
+package redisbackend
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fec20105/locker"
+)
+
+const (
+	pingInterval = 10 * time.Second // of silence, after which the subscription is probed
+	pingTimeout  = 5 * time.Second  // for the answer
+	minBackoff   = 50 * time.Millisecond
+	maxBackoff   = time.Second // between attempts to subscribe
+)
+
+// notices is the Locker's one subscription. Scripts publish on its channel that a waiter's turn may have come, or that
+// a lock was taken away. A message may be lost: waiters also poll, and heartbeats find the loss. The subscription is
+// opened when the first request waits or wants to be told of a loss, and never delays either.
+type notices struct {
+	client  redis.UniversalClient
+	channel string
+
+	mu      sync.Mutex
+	grants  map[string]*grant // by request ID: those that wait, or hold and want to be told of a loss
+	started bool
+
+	ctx     context.Context // ends with stop
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+// grant is a request that waits for a lock or holds it. It is the State of its lease.
+type grant struct {
+	backend  *Backend
+	lost     func(locker.Reason) // may be nil
+	wake     chan struct{}       // buffered; nil unless the request waits
+	settled  bool                // no copy of the acquire is on its way any more
+	released atomic.Bool         // and answered
+}
+
+func newNotices(client redis.UniversalClient, channel string) *notices {
+	n := &notices{client: client, channel: channel, grants: make(map[string]*grant)}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	return n
+}
+
+// add registers a grant, and opens the subscription if it is not open yet.
+func (n *notices) add(id string, g *grant) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.grants[id] = g
+	if !n.started && n.ctx.Err() == nil {
+		n.started = true
+		n.running.Go(n.run)
+	}
+}
+
+// granted ends a grant's wait: from now on it only wants to be told of a loss.
+func (n *notices) granted(id string, g *grant) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	g.wake = nil
+	if g.lost == nil {
+		delete(n.grants, id)
+	}
+}
+
+// remove forgets a grant, and answers nil if it was not known.
+func (n *notices) remove(id string) *grant {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	g := n.grants[id]
+	delete(n.grants, id)
+	return g
+}
+
+// stop ends the subscription.
+func (n *notices) stop() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cancel()
+}
+
+// run keeps the subscription until stop.
+func (n *notices) run() {
+	backoff := minBackoff
+	for {
+		if n.listen() {
+			backoff = minBackoff
+		}
+		retry := time.NewTimer(backoff/2 + rand.N(backoff/2))
+		select {
+		case <-n.ctx.Done():
+			retry.Stop()
+			return
+		case <-retry.C:
+			backoff = min(2*backoff, maxBackoff)
+		}
+	}
+}
+
+// listen subscribes and passes on what it hears until the connection fails. It reports whether it heard anything.
+func (n *notices) listen() (heard bool) {
+	sub := n.client.Subscribe(n.ctx)
+	defer sub.Close() //nolint:errcheck // What remains to be closed has failed already.
+	defer context.AfterFunc(n.ctx, func() { _ = sub.Close() })()
+	connect, cancel := context.WithTimeout(n.ctx, pingTimeout)
+	err := sub.Subscribe(connect, n.channel)
+	cancel()
+	if err != nil {
+		return false
+	}
+	// With a ctx that has ended, go-redis does not connect again by itself and at once: that is for run to do.
+	for timeout := pingTimeout; ; {
+		msg, err := sub.ReceiveTimeout(connect, timeout)
+		switch {
+		case err == nil:
+			heard, timeout = true, pingInterval
+			n.hear(msg)
+		case isTimeout(err) && timeout == pingInterval && sub.Ping(connect) == nil:
+			timeout = pingTimeout
+		default:
+			return heard
+		}
+	}
+}
+
+// hear passes on one message.
+func (n *notices) hear(msg any) {
+	switch msg := msg.(type) {
+	case *redis.Subscription:
+		// Wake-ups may have been missed before: everybody looks once.
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, g := range n.grants {
+			g.signal()
+		}
+	case *redis.Message:
+		what, id, _ := strings.Cut(msg.Payload, " ")
+		switch what {
+		case "wake":
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			if g := n.grants[id]; g != nil {
+				g.signal()
+			}
+		case "lost":
+			if g := n.remove(id); g != nil && g.lost != nil {
+				g.lost(locker.ReasonTaken)
+			}
+		}
+	}
+}
+
+// signal makes a waiting request poll. It is called with the notices' mu held.
+func (g *grant) signal() {
+	select {
+	case g.wake <- struct{}{}:
+	default: // it does not wait, or will poll anyway
+	}
+}

@@ -1,0 +1,129 @@
+package redisbackend
+
+import (
+	"context"
+	"iter"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fec20105/locker"
+)
+
+// Inspect implements [locker.Inspector].
+func (b *Backend) Inspect(ctx context.Context, key string) (locker.Holding, error) {
+	c := b.inspection(key)
+	if err := b.pipeline.do(ctx, c); err != nil {
+		return locker.Holding{}, b.fail("inspect", key, err)
+	}
+	return holding(key, c), nil
+}
+
+func (b *Backend) inspection(key string) *call {
+	return &call{script: inspectScript, key: stateKey(b.prefix, key)}
+}
+
+func holding(key string, c *call) locker.Holding {
+	reply := c.reply.([]any)
+	h := locker.Holding{
+		Key:       key,
+		Token:     uint64(reply[0].(int64)),
+		Remaining: time.Duration(reply[1].(int64)) * time.Microsecond,
+		ID:        reply[2].(string),
+		Holder:    reply[3].(string),
+		Waiters:   int(reply[4].(int64)),
+	}
+	if h.Token != 0 {
+		h.Since = time.UnixMicro(int64(h.Token)) // a token is the time of the grant, unless the clock was set back
+	}
+	return h
+}
+
+// Break implements [locker.Breaker]. The holder is told at once if its link is alive.
+func (b *Backend) Break(ctx context.Context, held locker.Holding) error {
+	c := &call{script: breakScript, key: stateKey(b.prefix, held.Key), args: []any{held.Token}}
+	if err := b.pipeline.do(ctx, c); err != nil {
+		return b.fail("break", held.Key, err)
+	}
+	if c.reply != int64(1) {
+		return locker.ErrLost
+	}
+	return nil
+}
+
+// listPage is about how many keys the server looks at in one step of a List.
+const listPage = 500
+
+// List implements [locker.Lister]. It looks at all keys of the database, in steps that do not hold up the server. In a
+// cluster all primaries are asked.
+func (b *Backend) List(ctx context.Context) iter.Seq2[locker.Holding, error] {
+	return func(yield func(locker.Holding, error) bool) {
+		servers, err := b.primaries(ctx)
+		for i := 0; err == nil && i < len(servers); i++ {
+			var more bool
+			if more, err = b.list(ctx, servers[i], yield); !more {
+				return
+			}
+		}
+		if err != nil {
+			yield(locker.Holding{}, b.fail("list", "", err))
+		}
+	}
+}
+
+// list yields what is held on one server.
+func (b *Backend) list(ctx context.Context, server redis.Cmdable, yield func(locker.Holding, error) bool) (more bool, err error) {
+	pattern := escapePattern.Replace(b.prefix) + "{*}"
+	for cursor := uint64(0); ; {
+		var found []string
+		if found, cursor, err = server.Scan(ctx, cursor, pattern, listPage).Result(); err != nil {
+			return true, err
+		}
+		var names []string
+		var calls []*call
+		for _, state := range found {
+			name, ok := nameOf(b.prefix, state)
+			if !ok {
+				continue
+			}
+			c := b.inspection(name)
+			if err := b.pipeline.begin(ctx, c); err != nil {
+				return true, err
+			}
+			names, calls = append(names, name), append(calls, c)
+		}
+		for i, c := range calls {
+			if err := b.pipeline.finish(ctx, c); err != nil {
+				return true, err
+			}
+			if h := holding(names[i], c); h.Token != 0 && !yield(h, nil) {
+				return false, nil
+			}
+		}
+		if cursor == 0 {
+			return true, nil
+		}
+	}
+}
+
+// escapePattern keeps the server from reading a prefix as a pattern.
+var escapePattern = strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`, "]", `\]`)
+
+// primaries are the servers that together have all keys.
+func (b *Backend) primaries(ctx context.Context) ([]redis.Cmdable, error) {
+	cluster, ok := b.client.(*redis.ClusterClient)
+	if !ok {
+		return []redis.Cmdable{b.client}, nil
+	}
+	var mu sync.Mutex
+	var servers []redis.Cmdable
+	err := cluster.ForEachMaster(ctx, func(_ context.Context, server *redis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		servers = append(servers, server)
+		return nil
+	})
+	return servers, err
+}

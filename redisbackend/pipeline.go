@@ -1,0 +1,357 @@
+package redisbackend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fec20105/locker"
+)
+
+// A batch may take as long as the most patient of its callers, within these bounds. A caller that gives up sooner
+// leaves, and does not end the connection on which the others are served.
+const (
+	minPatience     = time.Second
+	maxPatience     = 30 * time.Second
+	defaultPatience = 5 * time.Second // for callers without a deadline
+)
+
+const (
+	maxBatch   = 500                  // calls in one batch, so that the server gets to serve others in between
+	maxBatches = 16                   // batches under way, if the client's pool is not smaller
+	maxIdle    = 2                    // goroutines kept for the next calls
+	firstDelay = 4 * time.Millisecond // until a third batch is sent beside two slow ones; doubles with each further one
+)
+
+// directPatience is how long a call may take that is made by its caller's own goroutine, which does not notice there
+// that its ctx is cancelled.
+const directPatience = 40 * time.Millisecond
+
+// replicaTimeout is how long the server waits for the replicas to confirm.
+const replicaTimeout = time.Second
+
+// pipeline carries the calls of scripts to the server. Calls that come while others are under way go out together, so
+// that thousands of heartbeats cost a few round trips and not a goroutine each.
+//
+// A batch that hangs must not hold up the calls behind it: after a short delay they go out on another connection. The
+// delay grows with the number of batches under way, so that their number lasts until the first of them is given up,
+// and a link that works again is found soon.
+//
+// A call that comes while no other is under way is made by its caller's own goroutine, because handing it to another
+// one and back takes a third of a fast round trip. If the answer does not come at once, the call is made again by a
+// worker: every script may be repeated.
+type pipeline struct {
+	client   redis.UniversalClient
+	limit    int  // most batches under way
+	replicas int  // how many must confirm a durable call
+	own      bool // the client is ours, and obeys the deadline of a ctx
+
+	mu       sync.Mutex
+	queue    []*call
+	active   int           // workers that send a batch or are about to
+	idle     int           // workers that wait for one
+	latest   time.Time     // when the latest batch was sent
+	patience time.Duration // and how long it may take
+	delayed  *time.Timer   // looks again whether one more batch may be sent
+	fast     bool          // the latest answer came in good time for a direct call
+	closed   bool
+
+	ctx     context.Context // ends with close
+	cancel  context.CancelFunc
+	work    chan struct{} // wakes an idle worker
+	workers sync.WaitGroup
+}
+
+// call is one call of a script. Its caller fills in the upper half, a worker the lower before it closes done.
+type call struct {
+	script  script
+	key     string
+	args    []any
+	durable bool // wants the replicas to confirm
+
+	deadline time.Time // of the caller; may be zero
+
+	start     time.Time // just before it was sent
+	sent      int       // how often; more than one copy may then be on its way
+	reply     any
+	err       error
+	confirmed bool // false if durable and too few replicas confirmed
+	done      chan struct{}
+}
+
+func newPipeline(client redis.UniversalClient, own bool, limit, replicas int) *pipeline {
+	p := &pipeline{client: client, own: own, limit: limit, replicas: replicas, work: make(chan struct{}, maxIdle)}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.delayed = time.AfterFunc(time.Hour, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.dispatch()
+	})
+	p.delayed.Stop()
+	return p
+}
+
+// do makes a call and returns its error, which is ctx's error if ctx ended first. A call that ctx ends before it was
+// sent is never sent.
+func (p *pipeline) do(ctx context.Context, c *call) error {
+	if p.direct(ctx, c) {
+		return p.result(ctx, c)
+	}
+	if err := p.begin(ctx, c); err != nil {
+		return err
+	}
+	return p.finish(ctx, c)
+}
+
+// direct makes a call at once if no other is under way and the answer is likely to come quickly. It reports whether
+// there is a result.
+func (p *pipeline) direct(ctx context.Context, c *call) bool {
+	deadline, ok := ctx.Deadline()
+	if ok && time.Until(deadline) < directPatience || ctx.Err() != nil {
+		return false
+	}
+	p.mu.Lock()
+	if p.active > 0 || !p.fast || p.closed {
+		p.mu.Unlock()
+		return false
+	}
+	p.active++
+	p.workers.Add(1)
+	defer p.workers.Done()
+	now := time.Now()
+	p.latest, p.patience = now, directPatience
+	p.mu.Unlock()
+
+	p.send(withDeadline{p.ctx, now.Add(directPatience)}, []*call{c})
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.active--
+	p.fast = c.err == nil
+	p.dispatch()
+	return !isTimeout(c.err)
+}
+
+// begin queues a call without waiting for its answer.
+func (p *pipeline) begin(ctx context.Context, c *call) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c.deadline, _ = ctx.Deadline()
+	c.done = make(chan struct{})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return locker.ErrClosed
+	}
+	p.queue = append(p.queue, c)
+	p.dispatch()
+	return nil
+}
+
+// finish waits for the answer to a call.
+func (p *pipeline) finish(ctx context.Context, c *call) error {
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		p.drop(c)
+		return ctx.Err()
+	}
+	return p.result(ctx, c)
+}
+
+// result is the error of a call that has been answered.
+func (p *pipeline) result(ctx context.Context, c *call) error {
+	if c.err == nil {
+		return nil
+	}
+	if p.ctx.Err() != nil {
+		return locker.ErrClosed
+	}
+	// The caller's deadline may have come without ctx knowing it yet. Otherwise the time-out was the batch's own, and
+	// must not look like the caller's.
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
+		return context.DeadlineExceeded
+	}
+	if isTimeout(c.err) {
+		return fmt.Errorf("the server did not answer within %v", time.Since(c.start).Round(time.Millisecond))
+	}
+	return c.err
+}
+
+// isTimeout reports whether a client library's error means that time ran out.
+func isTimeout(err error) bool {
+	var netErr net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		errors.As(err, &netErr) && netErr.Timeout()
+}
+
+// drop takes a call out of the queue, unless it is on its way.
+func (p *pipeline) drop(c *call) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, queued := range p.queue {
+		if queued == c {
+			p.queue = append(p.queue[:i], p.queue[i+1:]...)
+			return
+		}
+	}
+}
+
+// dispatch wakes or starts a worker for what is queued, now or when the batches under way have become slow. It is
+// called with mu held.
+func (p *pipeline) dispatch() {
+	if len(p.queue) == 0 || p.closed || p.active >= p.limit {
+		return // a worker that ends its batch looks here again
+	}
+	if p.active >= 2 {
+		delay := min(firstDelay<<(p.active-2), p.patience/time.Duration(p.limit))
+		if wait := delay - time.Since(p.latest); wait > 0 {
+			p.delayed.Reset(wait)
+			return
+		}
+	}
+	p.active++
+	if p.idle > 0 {
+		p.idle--
+		p.work <- struct{}{}
+		return
+	}
+	p.workers.Go(p.serve)
+}
+
+// serve is a worker: it sends what is queued until nothing is left.
+func (p *pipeline) serve() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		for len(p.queue) > 0 && !p.closed {
+			batch := p.take()
+			ctx, cancel := context.WithTimeout(p.ctx, p.patience)
+			p.mu.Unlock()
+			p.send(ctx, batch)
+			cancel()
+			for _, c := range batch {
+				close(c.done)
+			}
+			p.mu.Lock()
+			p.fast = p.own && batch[0].err == nil && time.Since(batch[0].start) < directPatience/4
+		}
+		p.active--
+		if p.closed || p.idle == maxIdle {
+			return
+		}
+		p.idle++
+		p.mu.Unlock()
+		_, ok := <-p.work
+		p.mu.Lock()
+		if !ok {
+			return
+		}
+	}
+}
+
+// take removes the next batch from the queue. It is called with mu held.
+func (p *pipeline) take() []*call {
+	var batch []*call
+	if len(p.queue) <= maxBatch {
+		batch, p.queue = p.queue, nil
+	} else {
+		batch, p.queue = p.queue[:maxBatch:maxBatch], p.queue[maxBatch:]
+	}
+	p.latest, p.patience = time.Now(), minPatience
+	for _, c := range batch {
+		patience := defaultPatience
+		if !c.deadline.IsZero() {
+			patience = c.deadline.Sub(p.latest)
+		}
+		p.patience = max(p.patience, min(patience, maxPatience))
+	}
+	p.dispatch()
+	return batch
+}
+
+// send makes the calls of a batch. A server that does not know a script, because it was restarted, promoted or told to
+// forget them, is sent its source.
+func (p *pipeline) send(ctx context.Context, batch []*call) {
+	start := time.Now()
+	for _, c := range batch {
+		c.start = start
+		c.sent++
+	}
+	p.exec(ctx, batch, func(client redis.Cmdable, c *call) *redis.Cmd {
+		return client.EvalSha(ctx, c.script.sha, []string{c.key}, c.args...)
+	})
+	var unknown []*call
+	for _, c := range batch {
+		if redis.HasErrorPrefix(c.err, "NOSCRIPT") {
+			unknown = append(unknown, c)
+		}
+	}
+	if len(unknown) > 0 {
+		p.exec(ctx, unknown, func(client redis.Cmdable, c *call) *redis.Cmd {
+			return client.Eval(ctx, c.script.source, []string{c.key}, c.args...)
+		})
+	}
+}
+
+// exec makes calls in one round trip, followed by the replicas' confirmation on the same connection if one of them
+// asks for it.
+func (p *pipeline) exec(ctx context.Context, batch []*call, eval func(redis.Cmdable, *call) *redis.Cmd) {
+	durable := false
+	for _, c := range batch {
+		durable = durable || c.durable && p.replicas > 0
+	}
+	if len(batch) == 1 && !durable {
+		c := batch[0]
+		c.reply, c.err = eval(p.client, c).Result()
+		c.confirmed = true
+		return
+	}
+	pipe := p.client.Pipeline()
+	cmds := make([]*redis.Cmd, len(batch))
+	for i, c := range batch {
+		cmds[i] = eval(pipe, c)
+	}
+	var confirmed *redis.Cmd
+	if durable {
+		confirmed = pipe.Do(ctx, "wait", p.replicas, replicaTimeout.Milliseconds())
+	}
+	_, err := pipe.Exec(ctx)
+	enough := true
+	if durable {
+		n, waitErr := confirmed.Int()
+		enough = waitErr == nil && n >= p.replicas
+	}
+	for i, c := range batch {
+		c.reply, c.err = cmds[i].Result()
+		if c.err == nil && c.reply == nil { // no connection: go-redis leaves the calls as they were
+			c.err = err
+		}
+		c.confirmed = enough
+	}
+}
+
+// close refuses further calls and ends those that were not sent. The workers end with what they have sent.
+func (p *pipeline) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	p.delayed.Stop()
+	p.cancel()
+	for _, c := range p.queue {
+		c.err = locker.ErrClosed
+		close(c.done)
+	}
+	p.queue = nil
+	close(p.work)
+}

@@ -1,0 +1,13 @@
+-- Tells who holds the lock.
+--
+-- KEYS   1 state
+-- Reply  {token, remaining, id, label, waiters}   remaining in microseconds; token 0 if nobody holds the lock
+local state = redis.call('GET', KEYS[1])
+local now = clock()
+local token, ends = read(state)
+local waiters = redis.call('ZCOUNT', KEYS[1] .. ':seen', now - patience, '+inf')
+if ends <= now then
+  return {0, 0, '', '', waiters}
+end
+local id, label = string.match(rest(state), '^(%S+) %S+ (.*)$')
+return {tonumber(token), ends - now, id, label, waiters}

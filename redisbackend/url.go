@@ -1,0 +1,200 @@
+package redisbackend
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fec20105/locker"
+)
+
+func init() {
+	locker.Register("redis", open)
+	locker.Register("rediss", open)
+	locker.Register("redis+unix", open)
+}
+
+// open makes a Backend with a client of its own from a URL:
+//
+//	redis://user:password@host:6379/0?prefix=app:
+//	rediss://user:password@host:6379/0?ca=/etc/ssl/redis.pem
+//	redis+unix://user:password@/run/redis/redis.sock?db=0
+func open(ctx context.Context, cfg locker.Config) (locker.Locker, error) {
+	settings, dialer, opts, err := fromURL(cfg)
+	if err != nil {
+		return nil, &locker.Error{Op: "open", Backend: name, Err: err}
+	}
+	settings.Dialer = dialer.connect
+	client := redis.NewClient(settings)
+	closeClient := func() error {
+		defer dialer.close()
+		return client.Close()
+	}
+	b, err := newBackend(ctx, client, closeClient, opts)
+	if err != nil {
+		return nil, &locker.Error{Op: "open", Backend: name, Err: errors.Join(err, closeClient())}
+	}
+	return b, nil
+}
+
+// defaultDialTimeout bounds the making of a connection.
+const defaultDialTimeout = 3 * time.Second
+
+// fromURL reads the settings. No error repeats what may be a password.
+func fromURL(cfg locker.Config) (*redis.Options, *dialer, Options, error) {
+	client := &redis.Options{
+		Network:               "tcp",
+		MaxRetries:            -1, // the Client knows better when to ask again
+		ContextTimeoutEnabled: true,
+		ReadTimeout:           maxPatience, // each batch has its own, shorter time-out
+		WriteTimeout:          maxPatience,
+		DialTimeout:           defaultDialTimeout,
+		PoolSize:              maxBatches + 4, // and some for lists and the check of the server
+		DisableIdentity:       true,
+		DisableIndentity:      true,
+	}
+	password, _ := cfg.URL.User.Password()
+	client.Username, client.Password = cfg.URL.User.Username(), password
+
+	params := cfg.URL.Query()
+	var opts Options
+	var ca string
+	err := readParams(params, map[string]func(string) error{
+		"db":           number(&client.DB, 0),
+		"prefix":       text(&opts.Prefix),
+		"replicas":     number(&opts.Replicas, 0),
+		"pool_size":    number(&client.PoolSize, 1),
+		"dial_timeout": duration(&client.DialTimeout),
+		"ca":           text(&ca),
+	})
+	if err != nil {
+		return nil, nil, opts, err
+	}
+
+	path := cfg.URL.Path
+	if cfg.URL.Scheme == "redis+unix" {
+		if cfg.URL.Host != "" || path == "" {
+			return nil, nil, opts, errors.New("the URL names no socket: write redis+unix:///path/of/the/socket?db=0")
+		}
+		client.Network, client.Addr = "unix", path
+	} else {
+		if client.Addr, err = address(cfg.URL); err != nil {
+			return nil, nil, opts, err
+		}
+		if db := strings.Trim(path, "/"); db != "" {
+			if params.Has("db") {
+				return nil, nil, opts, errors.New("the URL names a database twice: give it as path or as parameter db")
+			}
+			if err := number(&client.DB, 0)(db); err != nil {
+				return nil, nil, opts, errors.New("the URL's path is not the number of a database: write redis://host:6379/0")
+			}
+		}
+	}
+
+	var secure *tls.Config
+	if cfg.URL.Scheme == "rediss" {
+		if secure, err = tlsConfig(cfg.URL.Hostname(), ca); err != nil {
+			return nil, nil, opts, err
+		}
+	} else if ca != "" {
+		return nil, nil, opts, errors.New("the parameter ca is for TLS: write rediss://")
+	}
+	return client, newDialer(cfg, client.DialTimeout, secure), opts, nil
+}
+
+// readParams hands each parameter to its reader.
+func readParams(params url.Values, readers map[string]func(string) error) error {
+	for param, values := range params {
+		read, ok := readers[param]
+		if !ok {
+			known := make([]string, 0, len(readers))
+			for name := range readers {
+				known = append(known, name)
+			}
+			slices.Sort(known)
+			return fmt.Errorf("unknown parameter %q: known are %s", param, strings.Join(known, ", "))
+		}
+		if len(values) != 1 {
+			return fmt.Errorf("the parameter %s is given %d times", param, len(values))
+		}
+		if err := read(values[0]); err != nil {
+			return fmt.Errorf("the parameter %s %w", param, err)
+		}
+	}
+	return nil
+}
+
+func text(to *string) func(string) error {
+	return func(value string) error {
+		*to = value
+		return nil
+	}
+}
+
+func number(to *int, least int) func(string) error {
+	return func(value string) error {
+		n, err := strconv.Atoi(value)
+		if err != nil || n < least {
+			return fmt.Errorf("must be a number from %d", least)
+		}
+		*to = n
+		return nil
+	}
+}
+
+func duration(to *time.Duration) func(string) error {
+	return func(value string) error {
+		d, err := time.ParseDuration(value)
+		if err != nil || d <= 0 {
+			return errors.New("must be a duration such as 3s or 500ms")
+		}
+		*to = d
+		return nil
+	}
+}
+
+// address adds what a URL may leave out.
+func address(u *url.URL) (string, error) {
+	if strings.Contains(u.Host, ",") {
+		return "", errors.New("the URL names several hosts, and this backend is for one server")
+	}
+	host, port := u.Hostname(), u.Port()
+	if host == "" {
+		host = "localhost"
+	}
+	if port == "" {
+		port = "6379"
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// tlsConfig trusts the system's authorities, or those in a PEM file.
+func tlsConfig(host, ca string) (*tls.Config, error) {
+	if host == "" {
+		host = "localhost"
+	}
+	secure := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	if ca == "" {
+		return secure, nil
+	}
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, fmt.Errorf("the parameter ca: %w", err)
+	}
+	secure.RootCAs = x509.NewCertPool()
+	if !secure.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("the parameter ca: %s has no certificate in PEM form", ca)
+	}
+	return secure, nil
+}

@@ -1,0 +1,24 @@
+package httplock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/fec20105/locker"
+)
+
+func init() { locker.Register("httplock", fromURL) }
+
+// fromURL makes a Backend from httplock://host:port.
+func fromURL(_ context.Context, cfg locker.Config) (locker.Locker, error) {
+	for param := range cfg.URL.Query() {
+		return nil, fmt.Errorf("unknown parameter %q: httplock:// has none", param)
+	}
+	_, port, err := net.SplitHostPort(cfg.URL.Host)
+	if err != nil || port == "" || cfg.URL.User != nil || cfg.URL.Path != "" {
+		return nil, errors.New("the URL must be httplock://host:port, and nothing more")
+	}
+	return New(cfg.URL.Host, cfg.Dial), nil
+}

@@ -168,15 +168,15 @@ func (c *Client) ask(ctx context.Context, req Request, s *settings) (*Lock, erro
 
 // waitError makes what a backend answered when the wait was over match the reason for which it was over.
 func (c *Client) waitError(wait context.Context, key string, err error) error {
-	if over := wait.Err(); over != nil {
-		if c.ctx.Err() != nil && context.Cause(wait) == ErrClosed { //nolint:errorlint // the very cause we set
-			over = ErrClosed
-		}
-		if !errors.Is(err, over) {
-			err = fmt.Errorf("%w: %w", over, err)
-		}
+	over := wait.Err()
+	switch {
+	case over == nil:
+	case context.Cause(wait) == ErrClosed: //nolint:errorlint // the very cause we set
+		return &Error{Op: "acquire", Key: key, Err: ErrClosed}
+	case !errors.Is(err, over):
+		err = fmt.Errorf("%w: %w", over, err)
 	}
-	if _, ok := errors.AsType[*Error](err); ok || errors.Is(err, ErrHeld) && wait.Err() == nil {
+	if _, ok := errors.AsType[*Error](err); ok || errors.Is(err, ErrHeld) && over == nil {
 		return err
 	}
 	return &Error{Op: "acquire", Key: key, Err: err}
@@ -257,8 +257,9 @@ func (c *Client) drop(l *Lock) {
 
 func (c *Client) backend() string { return c.locker.Capabilities().Backend }
 
-// Close ends waits with ErrClosed, ends held locks with ReasonClosed and releases them, and waits for every goroutine and
-// callback that the Client started. It closes the Locker only if Open made it. A second Close waits for the first, and answers nil.
+// Close ends waits with ErrClosed, ends held locks with ReasonClosed and releases them at once, and waits for every goroutine
+// and callback that the Client started: let the work end before, and do not call it from a callback. It closes the
+// Locker only if Open made it. A second Close waits for the first, and answers nil.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {

@@ -32,6 +32,7 @@ type Lock struct {
 	tries    int           // renewals under way
 	idle     chan struct{} // made when somebody waits for tries to be zero, closed then
 	failures int           // answered with an error since the last success
+	tried    bool          // the heartbeat has asked since the last success
 	failing  bool          // a renewal has failed or is not answered in time
 	warned   bool          // in this lapse
 
@@ -90,7 +91,7 @@ func (l *Lock) accept(lease Lease, before, now clock.Reading) {
 	l.from = before
 	l.deadline = lease.Start.Add(lease.TTL - margin(lease.TTL))
 	l.nextTry = lease.Start.Add(l.every())
-	l.failures, l.failing, l.warned = 0, false, false
+	l.failures, l.tried, l.failing, l.warned = 0, false, false, false
 }
 
 // every is the heartbeat's period.
@@ -240,7 +241,8 @@ func (l *Lock) step() {
 	}
 	renew := false
 	if l.renewsIn(now) <= 0 {
-		l.failing = l.failing || l.tries > 0 // that one should have been answered by now
+		l.failing = l.failing || l.tried // that one should have been answered by now
+		l.tried = true
 		// As long as no answer comes, the tries that are left are spread over the time that is left.
 		l.nextTry = now.Mono.Add(max(l.every()/2, l.left(now)/time.Duration(max(maxTries-l.tries, 1))))
 		if renew = l.tries < maxTries; renew {
@@ -289,9 +291,22 @@ func (l *Lock) renew(ctx context.Context) error {
 	before := l.client.clock.Now()
 	fresh, err := l.client.locker.Extend(ctx, lease)
 	after := l.client.clock.Now()
+	if err == nil {
+		err = ctx.Err() // a server may answer at the very moment of expiry: what comes later than that does not count
+	}
 	over := ctx.Err() != nil
 	cancel()
 
+	err, failed := l.renewed(fresh, err, over, before, after)
+	if failed {
+		l.settings.logger.WarnContext(ctx, "renewal failed", "key", lease.Key, "token", lease.Token, "deadline", deadline, "error", err)
+	}
+	return err
+}
+
+// renewed takes in how a try has ended. It answers the error for whoever asked for the renewal, and whether the server or the
+// way there has failed.
+func (l *Lock) renewed(fresh Lease, err error, over bool, before, after clock.Reading) (_ error, failed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.tries--; l.tries == 0 && l.idle != nil {
@@ -299,12 +314,12 @@ func (l *Lock) renew(ctx context.Context) error {
 		l.idle = nil
 	}
 	if end := l.check(after); end != nil {
-		return end // also when the answer was good: it came after the trust had run out
+		return end, false // also when the answer was good: it came after the trust had run out
 	}
 	switch {
 	case errors.Is(err, ErrLost):
 		l.lose(ReasonTaken, after)
-		return l.end
+		return l.end, false
 	case err == nil && after.Parted(before):
 		err = errSuspended
 		l.nextTry = after.Mono
@@ -312,7 +327,7 @@ func (l *Lock) renew(ctx context.Context) error {
 		if fresh.Start.After(l.lease.Start) {
 			l.accept(fresh, before, after)
 			if end := l.check(after); end != nil {
-				return end
+				return end, false
 			}
 		}
 	case over, before.Mono.Before(l.lease.Start):
@@ -322,10 +337,10 @@ func (l *Lock) renew(ctx context.Context) error {
 		most := min(l.every()/2, max(l.every()/16, l.left(after)/6)) // an outage may end shortly before the deadline
 		l.nextTry = after.Mono.Add(backoff(l.every()/16, most, l.failures))
 		l.failures++
-		l.settings.logger.WarnContext(ctx, "renewal failed", "key", lease.Key, "token", lease.Token, "left", l.left(after), "error", err)
+		failed = true
 	}
 	l.timer.Reset(l.untilNext(after))
-	return err
+	return err, failed
 }
 
 // backoff doubles from least to most, and takes a random part of it, so that many who failed together do not come back together.
@@ -380,7 +395,8 @@ func (l *Lock) heldError() error {
 // Release gives the lock up. It uses ctx for its values only, so that a lock is released also when the work was cancelled, and is
 // bounded by WithReleaseTimeout. It answers nil when the server has freed the lock; an error that matches ErrLost if the lock
 // was lost before; any other error if no answer came: then the lock ends with its TTL, and is not renewed any more.
-// A second call answers like the first. Once Release has returned, no request names this lock again.
+// A second call answers like the first. Once Release has returned nil no request names this lock again, except one
+// that ends a minimum hold.
 func (l *Lock) Release(ctx context.Context) error {
 	l.mu.Lock()
 	now := l.client.clock.Now()

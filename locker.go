@@ -352,7 +352,7 @@ func (e *LostError) Is(target error) bool { return target == ErrLost }
 
 // Error wraps whatever went wrong in a call, so that a log line tells which call on what.
 type Error struct {
-	Op      string // "open", "acquire", "extend", "release", "inspect", "list", "break"
+	Op      string // "open", "acquire", "extend", "release", "do", "inspect", "list", "break", "guard"
 	Key     string // "" where there is none
 	Backend string // Capabilities.Backend; "" if the call did not reach a backend
 	Err     error  // without passwords

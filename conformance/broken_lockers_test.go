@@ -58,7 +58,7 @@ func notFair(caps *locker.Capabilities) { caps.Fair, caps.Notifies = false, fals
 
 const fallbackPeriod = 50 * time.Millisecond
 
-func fallback(caps *locker.Capabilities) { caps.Fallback, caps.Fair = fallbackPeriod, false }
+func fallback(caps *locker.Capabilities) { caps.Fallback, caps.Fair = 4*fallbackPeriod, false }
 
 // leases is a set of leases that some Lockers share.
 type leases struct {

@@ -127,7 +127,8 @@ func beliefWindows(t *trial) {
 					t.Fatalf("client %d: acquire on a good link: %v", i, err)
 				}
 				r.use(t.ctx, i, lock, rand.N(5*time.Millisecond))
-				if err := lock.Release(t.ctx); err != nil {
+				// A machine that stands still for a TTL loses locks on a good link too; what counts is who believed what.
+				if err := lock.Release(t.ctx); err != nil && !errors.Is(err, locker.ErrLost) {
 					t.Fatalf("client %d: release on a good link: %v", i, err)
 				}
 			}

@@ -8,6 +8,13 @@ import (
 
 var restartRows = []row{
 	{
+		name:   "server-pause",
+		clause: "The work is told before a server that stands still and goes on later can give the lock to somebody else; a shorter pause costs nothing.",
+		needs:  needPause,
+		alone:  true,
+		run:    serverPause,
+	},
+	{
 		name:   "restart",
 		clause: "A server that is killed and comes back with its data is a short outage, or an eviction where EarlyFree says restart; tokens go on growing where Fencing says crash.",
 		needs:  needCrash,
@@ -21,6 +28,27 @@ var restartRows = []row{
 		alone:  true,
 		run:    restartWithoutData,
 	},
+}
+
+func serverPause(t *trial) {
+	pause := func(d time.Duration) {
+		t.outside("Server.Pause", t.Server.Pause)
+		t.pass(d)
+		t.outside("Server.Resume", t.Server.Resume)
+	}
+	client, spy, _ := t.spied()
+	observer, _ := t.open()
+	lock := t.hold(client, t.key(""))
+	renewals := spy.renewals.Load()
+	pause(t.TTL / 3)
+	t.eventually(t.TTL/3+t.soon(), "the lock is renewed after a short pause", func() bool { return spy.renewals.Load() > renewals })
+	t.mustBeHeld(observer, lock.Key())
+
+	pause(t.TTL + t.slack)
+	t.takeOver(observer, lock, time.Now().Add(t.freed()))
+	if reason := t.endsBy(lock, lock.Deadline().Add(t.slack)); reason != locker.ReasonExpired {
+		t.Errorf("the holder was told %v, want %v", reason, locker.ReasonExpired)
+	}
 }
 
 func restart(t *trial) {

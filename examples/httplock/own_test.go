@@ -1,3 +1,5 @@
+// What the suite cannot check, because it is not the same for every backend.
+
 package httplock
 
 import (
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fec20105/locker"
+	"github.com/fec20105/locker/conformance"
 )
 
 // Open finds the backend by its scheme, and refuses a URL with anything that it would not use.
@@ -51,6 +54,7 @@ func TestOtherServer(t *testing.T) {
 	}
 }
 
+// A lease is extended and released at the server that granted it.
 func TestForeignLease(t *testing.T) {
 	s := startServer(t)
 	b := New(s.addr, nil)
@@ -61,5 +65,37 @@ func TestForeignLease(t *testing.T) {
 		if err == nil || errors.Is(err, locker.ErrLost) || !strings.Contains(err.Error(), "another server") {
 			t.Errorf("got %v, want an error that refuses the lease", err)
 		}
+	}
+}
+
+// Close ends requests that a hanging server does not answer.
+func TestCloseWhileServerHangs(t *testing.T) {
+	s := startServer(t)
+	network := conformance.NewNetwork()
+	defer network.Close()
+	b := New(s.addr, network.DialContext)
+	lease, err := b.Acquire(t.Context(), locker.Request{Key: "key", ID: "id", TTL: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	network.Hang()
+	sent := network.Stats().Requests
+	extended := make(chan error, 1)
+	go func() {
+		_, err := b.Extend(context.Background(), lease)
+		extended <- err
+	}()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(5 * time.Second); network.Stats().Requests == sent; <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatal("the request was never sent")
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-extended; !errors.Is(err, locker.ErrClosed) {
+		t.Errorf("got %v, want ErrClosed", err)
 	}
 }

@@ -433,6 +433,11 @@ func (l *Lock) giveUp(ctx context.Context) error {
 	if l.keepMinHold() {
 		return nil
 	}
+	// The next in this process asks meanwhile, so that a backend can send both requests together. Should the second
+	// overtake the first, it waits at the server.
+	l.mu.Lock()
+	l.passTurn()
+	l.mu.Unlock()
 	err := l.client.release(ctx, l.lease, l.settings)
 	l.gone()
 	return l.releaseAnswer(err)

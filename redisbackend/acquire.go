@@ -48,31 +48,34 @@ func (b *Backend) wait(ctx context.Context, req locker.Request, g *grant) (locke
 	if req.NoWait {
 		mode = []any{"once"}
 	}
+	b.relay.asks(req.Key)
 	lease, place, err := b.poll(ctx, req, g, mode...)
 	if err != nil {
 		return locker.Lease{}, b.fail("acquire", req.Key, err)
 	}
-	if place != nil && req.NoWait {
+	if place == nil {
+		return lease, nil
+	}
+	if req.NoWait {
 		return locker.Lease{}, &place.held
 	}
-	answered := time.Now()
-	for place != nil {
-		if err := b.pause(ctx, g, place.delay()); err != nil {
+	delay, answered := place.delay(), time.Now()
+	for {
+		if err := b.pause(ctx, g, delay); err != nil {
 			return locker.Lease{}, b.fail("acquire", req.Key, fmt.Errorf("%w while waiting: %w", err, &place.held))
 		}
-		next := place
-		if lease, next, err = b.pollAgain(ctx, req, g); err == nil {
-			place, answered = next, time.Now()
-			continue
+		lease, next, err := b.pollAgain(ctx, req, g)
+		switch {
+		case err == nil && next == nil:
+			return lease, nil
+		case err == nil:
+			place, delay, answered = next, next.delay(), time.Now()
+		case ended(ctx) == nil && time.Since(answered) < patience && !errors.Is(err, locker.ErrClosed) && !errors.Is(err, errWithdrawn):
+			delay = retryDelay/2 + rand.N(retryDelay) // the server may be back before it takes this waiter for dead
+		default:
+			return locker.Lease{}, b.fail("acquire", req.Key, fmt.Errorf("%w while waiting: %w", err, &place.held))
 		}
-		// The server may be back before it takes this waiter for dead.
-		if ctx.Err() == nil && time.Since(answered) < patience && !errors.Is(err, locker.ErrClosed) && !errors.Is(err, errWithdrawn) {
-			place = &position{held: place.held, retry: true}
-			continue
-		}
-		return locker.Lease{}, b.fail("acquire", req.Key, fmt.Errorf("%w while waiting: %w", err, &place.held))
 	}
-	return lease, nil
 }
 
 // pause waits for the time of the next poll.
@@ -96,8 +99,8 @@ func (b *Backend) pollAgain(ctx context.Context, req locker.Request, g *grant) (
 	pollCtx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	lease, place, err := b.poll(pollCtx, req, g, "poll")
-	if err != nil && ctx.Err() == nil && pollCtx.Err() != nil {
-		err = fmt.Errorf("the server did not answer within %v", pollTimeout) // and not: the caller's time is up
+	if errors.Is(err, context.DeadlineExceeded) && ended(ctx) == nil {
+		err = fmt.Errorf("the server did not answer within %v", pollTimeout) // the caller has more time
 	}
 	return lease, place, err
 }
@@ -119,10 +122,10 @@ func (b *Backend) poll(ctx context.Context, req locker.Request, g *grant, mode .
 		case !c.confirmed:
 			return locker.Lease{}, nil, errReplicas
 		}
-		ttl := time.Duration(micros(req.TTL)) * time.Microsecond
+		ttl := fromMicros(micros(req.TTL))
 		return locker.Lease{Key: req.Key, ID: req.ID, Holder: req.Holder, Token: uint64(reply), TTL: ttl, Start: c.start}, nil, nil
 	case []any:
-		held := locker.HeldError{Key: req.Key, Holder: reply[1].(string), Remaining: time.Duration(reply[0].(int64)) * time.Microsecond}
+		held := locker.HeldError{Key: req.Key, Holder: reply[1].(string), Remaining: fromMicros(reply[0].(int64))}
 		return locker.Lease{}, &position{held: held, number: reply[2].(int64)}, nil
 	}
 	return locker.Lease{}, nil, fmt.Errorf("the server's answer %v makes no sense", c.reply)
@@ -132,19 +135,13 @@ func (b *Backend) poll(ctx context.Context, req locker.Request, g *grant, mode .
 type position struct {
 	held   locker.HeldError
 	number int64 // the first is 1
-	retry  bool  // the poll has failed
 }
 
 // delay is the time until the next poll. Nobody tells of a lease that ends by itself, so its end is a reason to look.
 func (p *position) delay() time.Duration {
-	if p.retry {
-		return retryDelay/2 + rand.N(retryDelay)
-	}
 	spread := time.Duration(min(p.number, 50)) * 2 * time.Millisecond // the first in the queue comes first
-	switch delay := minPoll + rand.N(maxPoll-minPoll); {
-	case p.held.Remaining > 0:
-		return min(delay, p.held.Remaining+rand.N(spread))
-	default: // free, and others were before
-		return grace + rand.N(spread)
+	if p.held.Remaining == 0 {
+		return grace + rand.N(spread) // the lock is free, and others were before
 	}
+	return min(minPoll+rand.N(maxPoll-minPoll), p.held.Remaining+rand.N(spread))
 }

@@ -32,6 +32,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"strings"
 	"sync"
 	"time"
@@ -83,6 +84,7 @@ type Backend struct {
 	pipeline *pipeline
 	notices  *notices
 	settled  settled
+	relay    relay
 	closed   chan struct{} // ends waits
 	shut     func() error  // does what Close does, once
 }
@@ -129,7 +131,8 @@ func newBackend(ctx context.Context, client redis.UniversalClient, closeClient f
 	}
 	b := &Backend{client: client, prefix: opts.Prefix, closed: make(chan struct{})}
 	b.settled = newSettled()
-	b.channel = b.prefix + "notices:" + rand.Text()
+	b.relay.seed = maphash.MakeSeed()
+	b.channel = b.prefix + "notices:" + rand.Text()[:16] // 80 bits
 	b.pipeline = newPipeline(client, closeClient != nil, max(1, min(maxBatches, pool-1)), opts.Replicas)
 	b.notices = newNotices(client, b.channel)
 	b.shut = sync.OnceValue(func() (err error) {
@@ -178,7 +181,7 @@ func (b *Backend) Capabilities() locker.Capabilities {
 		EarlyFree:   locker.EarlyFreeRestart | locker.EarlyFreeFailover,
 		Fair:        true,
 		Notifies:    true,
-		Fallback:    maxPoll + grace + 200*time.Millisecond, // the next poll of somebody alive, and its repetition
+		Fallback:    maxPoll + 2*grace + 200*time.Millisecond, // somebody's next poll, and one after those before had their time
 		Fencing:     locker.FencingCrash,
 		ReportsLoss: true,
 		Labels:      true,
@@ -209,7 +212,7 @@ func (b *Backend) Extend(ctx context.Context, lease locker.Lease) (locker.Lease,
 func (b *Backend) Release(ctx context.Context, lease locker.Lease) error {
 	b.notices.remove(lease.ID)
 	if lease.Token == 0 && lease.State == nil {
-		_, err := b.release(ctx, lease, lease.ID, b.channel)
+		_, err := b.release(ctx, lease, false, lease.ID, b.channel)
 		return err
 	}
 	g, err := b.grantOf(lease)
@@ -219,7 +222,9 @@ func (b *Backend) Release(ctx context.Context, lease locker.Lease) error {
 	if g.released.Load() {
 		return nil
 	}
-	c, err := b.release(ctx, lease, lease.ID)
+	relayed := b.relay.releases(lease.Key)
+	c, err := b.release(ctx, lease, relayed, lease.ID)
+	b.relay.released(lease.Key)
 	if err == nil {
 		g.released.Store(true)
 		if g.settled && c.sent == 1 {
@@ -230,8 +235,8 @@ func (b *Backend) Release(ctx context.Context, lease locker.Lease) error {
 }
 
 // release calls the script of that name.
-func (b *Backend) release(ctx context.Context, lease locker.Lease, args ...any) (*call, error) {
-	c := &call{script: releaseScript, key: stateKey(b.prefix, lease.Key), args: args}
+func (b *Backend) release(ctx context.Context, lease locker.Lease, relayed bool, args ...any) (*call, error) {
+	c := &call{script: releaseScript, key: stateKey(b.prefix, lease.Key), args: args, relayed: relayed}
 	if err := b.pipeline.do(ctx, c); err != nil {
 		return nil, b.fail("release", lease.Key, err)
 	}
@@ -266,7 +271,9 @@ func (b *Backend) fail(op, key string, err error) error {
 // errReplicas is the answer of a server whose replicas did not confirm in time.
 var errReplicas = fmt.Errorf("too few replicas confirmed within %v: check that they are connected", replicaTimeout)
 
-// micros rounds a TTL up to what the server counts in.
+// micros rounds a time up to what the server counts in.
 func micros(d time.Duration) int64 {
 	return int64((d + time.Microsecond - 1) / time.Microsecond)
 }
+
+func fromMicros(n int64) time.Duration { return time.Duration(n) * time.Microsecond }

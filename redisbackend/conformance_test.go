@@ -1,19 +1,18 @@
 package redisbackend_test
 
 import (
+	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/fec20105/locker"
 	"github.com/fec20105/locker/conformance"
 	"github.com/fec20105/locker/internal/servertest"
-	_ "github.com/fec20105/locker/redisbackend"
 )
 
 // serveURL makes this test program a process that conformance starts: it serves Lockers on that server.
@@ -21,16 +20,39 @@ const serveURL = "LOCKER_REDISBACKEND_SERVE"
 
 func TestMain(m *testing.M) {
 	if url := os.Getenv(serveURL); url != "" {
-		err := conformance.Serve(context.Background(), func(ctx context.Context, net *conformance.Network) (locker.Locker, error) {
-			return locker.OpenLocker(ctx, url, locker.Config{Dial: net.DialContext})
-		})
-		if err != nil {
+		if err := conformance.Serve(context.Background(), opener(url)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	examples, err := servertest.StartRedis(context.Background(), servertest.RedisOptions{Private: true})
+	if err == nil {
+		exampleAddr = func() string { return examples.Addr }
+	} else {
+		_ = flag.Set("test.skip", "^Example") // tests skip themselves, or fail
+	}
+	code := m.Run()
+	if err == nil {
+		_ = examples.Stop()
+	}
+	os.Exit(code)
+}
+
+// exampleAddr is where the examples find a Redis.
+var exampleAddr func() string
+
+// opener opens the Lockers of the suite. Their subscriptions can be cut alone.
+func opener(rawURL string) func(context.Context, *conformance.Network) (locker.Locker, error) {
+	return func(ctx context.Context, net *conformance.Network) (locker.Locker, error) {
+		net.LabelBy(func(written []byte) string {
+			if bytes.Contains(written, []byte("subscribe")) {
+				return "notify"
+			}
+			return ""
+		})
+		return locker.OpenLocker(ctx, rawURL, locker.Config{Dial: net.DialContext})
+	}
 }
 
 func TestConformance(t *testing.T) {
@@ -42,29 +64,14 @@ func TestConformance(t *testing.T) {
 func harness(t *testing.T, server *servertest.Server) conformance.Harness {
 	const prefix = "conformance:"
 	rawURL := server.URL + "?prefix=" + prefix
-	open := func(params string) func(context.Context, *conformance.Network) (locker.Locker, error) {
-		return func(ctx context.Context, net *conformance.Network) (locker.Locker, error) {
-			return locker.OpenLocker(ctx, rawURL+params, locker.Config{Dial: net.DialContext})
-		}
-	}
-	options, err := redis.ParseURL(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	admin := redis.NewClient(options)
-	t.Cleanup(func() { _ = admin.Close() })
-	operator, err := locker.OpenLocker(t.Context(), rawURL, locker.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = operator.Close() })
-	breaker, _ := locker.As[locker.Breaker](operator)
+	admin := direct(t, server)
+	operator := open(t, rawURL)
 	return conformance.Harness{
 		TTL:   time.Second,
-		Open:  open(""),
-		Small: open("&pool_size=1"),
+		Open:  opener(rawURL),
+		Small: opener(rawURL + "&pool_size=1"),
 		Expire: func(ctx context.Context, lease locker.Lease) error {
-			return breaker.Break(ctx, locker.Holding{Key: lease.Key, Token: lease.Token})
+			return operator.Break(ctx, locker.Holding{Key: lease.Key, Token: lease.Token})
 		},
 		Server: conformance.Server{
 			Pause: server.Pause, Resume: server.Resume, Crash: server.Crash, Restart: server.Restart, Wipe: server.Wipe,

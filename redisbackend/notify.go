@@ -15,7 +15,7 @@ import (
 
 const (
 	pingInterval = 10 * time.Second // of silence, after which the subscription is probed
-	pingTimeout  = 5 * time.Second  // for the answer
+	pingTimeout  = 5 * time.Second  // for an answer
 	minBackoff   = 50 * time.Millisecond
 	maxBackoff   = time.Second // between attempts to subscribe
 )
@@ -24,8 +24,9 @@ const (
 // a lock was taken away. A message may be lost: waiters also poll, and heartbeats find the loss. The subscription is
 // opened when the first request waits or wants to be told of a loss, and never delays either.
 type notices struct {
-	client  redis.UniversalClient
-	channel string
+	client       redis.UniversalClient
+	channel      string
+	pingInterval time.Duration
 
 	mu      sync.Mutex
 	grants  map[string]*grant // by request ID: those that wait, or hold and want to be told of a loss
@@ -46,7 +47,7 @@ type grant struct {
 }
 
 func newNotices(client redis.UniversalClient, channel string) *notices {
-	n := &notices{client: client, channel: channel, grants: make(map[string]*grant)}
+	n := &notices{client: client, channel: channel, pingInterval: pingInterval, grants: make(map[string]*grant)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n
 }
@@ -109,22 +110,23 @@ func (n *notices) run() {
 // listen subscribes and passes on what it hears until the connection fails. It reports whether it heard anything.
 func (n *notices) listen() (heard bool) {
 	sub := n.client.Subscribe(n.ctx)
-	defer sub.Close() //nolint:errcheck // What remains to be closed has failed already.
+	defer sub.Close()
 	defer context.AfterFunc(n.ctx, func() { _ = sub.Close() })()
 	connect, cancel := context.WithTimeout(n.ctx, pingTimeout)
-	err := sub.Subscribe(connect, n.channel)
-	cancel()
-	if err != nil {
+	defer cancel()
+	if err := sub.Subscribe(connect, n.channel); err != nil {
 		return false
 	}
 	// With a ctx that has ended, go-redis does not connect again by itself and at once: that is for run to do.
+	ended, cancel := context.WithCancel(n.ctx)
+	cancel()
 	for timeout := pingTimeout; ; {
-		msg, err := sub.ReceiveTimeout(connect, timeout)
+		msg, err := sub.ReceiveTimeout(ended, timeout)
 		switch {
 		case err == nil:
-			heard, timeout = true, pingInterval
+			heard, timeout = true, n.pingInterval
 			n.hear(msg)
-		case isTimeout(err) && timeout == pingInterval && sub.Ping(connect) == nil:
+		case isTimeout(err) && timeout == n.pingInterval && sub.Ping(ended) == nil:
 			timeout = pingTimeout
 		default:
 			return heard

@@ -30,7 +30,7 @@ func holding(key string, c *call) locker.Holding {
 	h := locker.Holding{
 		Key:       key,
 		Token:     uint64(reply[0].(int64)),
-		Remaining: time.Duration(reply[1].(int64)) * time.Microsecond,
+		Remaining: fromMicros(reply[1].(int64)),
 		ID:        reply[2].(string),
 		Holder:    reply[3].(string),
 		Waiters:   int(reply[4].(int64)),

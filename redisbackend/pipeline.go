@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -23,10 +24,11 @@ const (
 )
 
 const (
-	maxBatch   = 500                  // calls in one batch, so that the server gets to serve others in between
-	maxBatches = 16                   // batches under way, if the client's pool is not smaller
-	maxIdle    = 2                    // goroutines kept for the next calls
-	firstDelay = 4 * time.Millisecond // until a third batch is sent beside two slow ones; doubles with each further one
+	maxBatch   = 500                   // calls in one batch, so that the server gets to serve others in between
+	maxBatches = 16                    // batches under way, if the client's pool is not smaller
+	maxIdle    = 2                     // goroutines kept for the next calls
+	offerTime  = 20 * time.Microsecond // that a call waits for another to go out with; much less than a round trip
+	firstDelay = 4 * time.Millisecond  // until a third batch is sent beside two slow ones; doubles with each further one
 )
 
 // directPatience is how long a call may take that is made by its caller's own goroutine, which does not notice there
@@ -74,6 +76,7 @@ type call struct {
 	key     string
 	args    []any
 	durable bool // wants the replicas to confirm
+	relayed bool // another call is likely to follow at once, and had best go out together with this one
 
 	deadline time.Time // of the caller; may be zero
 
@@ -100,6 +103,9 @@ func newPipeline(client redis.UniversalClient, own bool, limit, replicas int) *p
 // do makes a call and returns its error, which is ctx's error if ctx ended first. A call that ctx ends before it was
 // sent is never sent.
 func (p *pipeline) do(ctx context.Context, c *call) error {
+	if c.relayed && p.offer(ctx, c) {
+		return p.finish(ctx, c)
+	}
 	if p.direct(ctx, c) {
 		return p.result(ctx, c)
 	}
@@ -109,8 +115,34 @@ func (p *pipeline) do(ctx context.Context, c *call) error {
 	return p.finish(ctx, c)
 }
 
-// direct makes a call at once if no other is under way and the answer is likely to come quickly. It reports whether
-// there is a result.
+// offer leaves a call in the queue for a moment, for the call that is likely to follow to take it along. It reports
+// whether that has happened.
+func (p *pipeline) offer(ctx context.Context, c *call) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	c.deadline, _ = ctx.Deadline()
+	c.done = make(chan struct{})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.active > 0 || !p.fast || p.closed || len(p.queue) > 0 {
+		return false
+	}
+	p.queue = append(p.queue, c)
+	for begun := time.Now(); len(p.queue) > 0 && p.queue[0] == c; {
+		if time.Since(begun) > offerTime {
+			p.queue = p.queue[1:]
+			return false
+		}
+		p.mu.Unlock()
+		runtime.Gosched()
+		p.mu.Lock()
+	}
+	return true
+}
+
+// direct makes a call at once, with those that are offered, if no other is under way and the answer is likely to come
+// quickly. It reports whether there is a result.
 func (p *pipeline) direct(ctx context.Context, c *call) bool {
 	deadline, ok := ctx.Deadline()
 	if ok && time.Until(deadline) < directPatience || ctx.Err() != nil {
@@ -126,14 +158,23 @@ func (p *pipeline) direct(ctx context.Context, c *call) bool {
 	defer p.workers.Done()
 	now := time.Now()
 	p.latest, p.patience = now, directPatience
+	offered := p.queue
+	p.queue = nil
 	p.mu.Unlock()
 
-	p.send(withDeadline{p.ctx, now.Add(directPatience)}, []*call{c})
+	p.send(withDeadline{p.ctx, now.Add(directPatience)}, append(offered, c))
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.active--
 	p.fast = c.err == nil
+	for _, o := range offered {
+		if isTimeout(o.err) && !p.closed {
+			p.queue = append(p.queue, o)
+		} else {
+			close(o.done)
+		}
+	}
 	p.dispatch()
 	return !isTimeout(c.err)
 }
@@ -174,18 +215,22 @@ func (p *pipeline) result(ctx context.Context, c *call) error {
 	if p.ctx.Err() != nil {
 		return locker.ErrClosed
 	}
-	// The caller's deadline may have come without ctx knowing it yet. Otherwise the time-out was the batch's own, and
-	// must not look like the caller's.
-	if err := ctx.Err(); err != nil {
+	// Another time-out than the caller's must not look like it.
+	if err := ended(ctx); err != nil {
 		return err
-	}
-	if !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
-		return context.DeadlineExceeded
 	}
 	if isTimeout(c.err) {
 		return fmt.Errorf("the server did not answer within %v", time.Since(c.start).Round(time.Millisecond))
 	}
 	return c.err
+}
+
+// ended is ctx's error, also when its deadline has come and it does not know yet.
+func ended(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
 }
 
 // isTimeout reports whether a client library's error means that time ran out.

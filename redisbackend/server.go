@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -24,8 +25,11 @@ func checkServer(ctx context.Context, client redis.UniversalClient) error {
 	server := pipe.Info(bounded, "server")
 	replication := pipe.Info(bounded, "replication")
 	_, err := pipe.Exec(bounded)
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err()
+	case isTimeout(err):
+		return fmt.Errorf("the server did not answer within %v: check host and port", openTimeout)
 	}
 	if pong, pingErr := ping.Result(); pong != "PONG" {
 		return explain(errors.Join(pingErr, err))
@@ -78,7 +82,7 @@ var hints = []struct{ sign, hint string }{
 
 // explain puts in front of an error what to do about it.
 func explain(err error) error {
-	if errors.Is(err, io.EOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 		return fmt.Errorf("the server closed the connection (if that happens at once: is it a Redis, and does it want TLS, rediss://?): %w", err)
 	}
 	for _, h := range hints {

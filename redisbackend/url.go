@@ -62,7 +62,6 @@ func fromURL(cfg locker.Config) (*redis.Options, *dialer, Options, error) {
 		DialTimeout:           defaultDialTimeout,
 		PoolSize:              maxBatches + 4, // and some for lists and the check of the server
 		DisableIdentity:       true,
-		DisableIndentity:      true,
 	}
 	password, _ := cfg.URL.User.Password()
 	client.Username, client.Password = cfg.URL.User.Username(), password

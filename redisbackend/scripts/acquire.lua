@@ -15,15 +15,15 @@ if found[2] then
   return -1
 end
 local now, text = clock()
-local token, ends, expiry, queue = read(state)
+local token, ends, expiry, waited = read(state)
 
 if ends > now and holds(state, me) then
-  lease(redis.call, token, now, ttl, expiry, queue, rest(state))
+  lease(redis.call, token, now, ttl, expiry, waited, rest(state))
   return tonumber(token)
 end
 
--- When the lock became free, and whose tombstone may still be needed.
-local since, last = ends
+-- Since when the lock is free, and whose tombstone may still be needed.
+local since, last = state and ends or now
 if state and ends == 0 then
   since, last = tonumber(string.sub(state, -16)), string.sub(state, 48, -18)
   if last == me then
@@ -35,12 +35,13 @@ end
 
 -- A request that was told to wait stands in the queue, even if the state that says so was deleted meanwhile.
 local member = me .. ' ' .. ARGV[3]
-local first
-if queue == '1' or mode == 'poll' then
-  first = first_waiter(now)
+local queue, first
+if waited == '1' or mode == 'poll' then
+  queue = open_queue()
+  first = queue.first(now)
 end
 
-if ends <= now and (not first or first == member or my_turn(member, now, since)) then
+if ends <= now and (not first or first == member or queue.turn(member, now, since)) then
   if tonumber(token) < now then
     token = text
   else
@@ -51,25 +52,17 @@ if ends <= now and (not first or first == member or my_turn(member, now, since))
     redis.call('SET', KEYS[1] .. ':gone:' .. last, 'done', 'PX', tombstone)
   end
   if first then
-    leave(member)
+    queue.leave(member)
   end
   return tonumber(token)
 end
 
 local position = 0
 if mode ~= 'once' then
-  if not redis.call('ZSCORE', order, member) then
-    -- Later arrivals get greater numbers, even if the clock is set back.
-    local newest = redis.call('ZRANGE', order, -1, -1, 'WITHSCORES')[2]
-    redis.call('ZADD', order, math.max(now, (newest or 0) + 1), member)
-  end
-  redis.call('ZADD', seen, now, member)
-  redis.call('PEXPIRE', order, patience / 250)
-  redis.call('PEXPIRE', seen, patience / 250)
-  if queue == '0' and state then
+  position = (queue or open_queue()).enter(member, now)
+  if waited == '0' and state then
     redis.call('SETRANGE', KEYS[1], 45, '1')
   end
-  position = redis.call('ZRANK', order, member) + 1
 end
 if ends <= now then
   return {0, '', position}

@@ -10,11 +10,12 @@ if ends <= now or tonumber(token) ~= tonumber(ARGV[1]) then
   return 0
 end
 local id, channel = string.match(rest(state), '^(%S+) (%S+) ')
-local first = first_waiter(now)
+local queue = open_queue()
+local first = queue.first(now)
 overwrite('SET', KEYS[1], token .. ' ' .. released .. ' ' .. expiry .. (first and ' 1 ' or ' 0 ') .. ' ' .. text, 'KEEPTTL')
 redis.call('SET', KEYS[1] .. ':gone:' .. id, 'lost', 'PX', tombstone)
 redis.call('PUBLISH', channel, 'lost ' .. id)
 if first then
-  wake(first)
+  queue.wake(first)
 end
 return 1

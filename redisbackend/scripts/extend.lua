@@ -5,9 +5,9 @@
 -- Reply  1 extended   0 lost
 local state = redis.call('GET', KEYS[1])
 local now = clock()
-local token, ends, expiry, queue = read(state)
+local token, ends, expiry, waited = read(state)
 if ends <= now or not holds(state, ARGV[1]) then
   return 0
 end
-lease(overwrite, token, now, ARGV[2], expiry, queue, rest(state))
+lease(overwrite, token, now, ARGV[2], expiry, waited, rest(state))
 return 1

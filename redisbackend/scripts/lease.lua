@@ -2,12 +2,13 @@
 -- its lease, and its expiry is set anew once in a while only. The day is counted from the token where that is ahead of
 -- the clock: when the clock was set back, a token must not be forgotten before the clock has passed it again.
 local function lease(call, token, now, ttl, expiry, queue, holder)
-  local needed = math.ceil(math.max(tonumber(token), now + ttl) / 1000000) + day
-  local state = token .. string.format(' %016.0f ', now + ttl)
-  if expiry >= needed then
+  local ends = now + ttl
+  local needed = math.max(tonumber(token), ends) / 1000000 + day
+  local state = token .. string.format(' %016.0f ', ends)
+  if tonumber(expiry) >= needed then
     call('SET', KEYS[1], state .. expiry .. ' ' .. queue .. ' ' .. holder, 'KEEPTTL')
   else
-    expiry = needed + day
+    expiry = string.format('%.0f', needed + day)
     call('SET', KEYS[1], state .. expiry .. ' ' .. queue .. ' ' .. holder, 'EXAT', expiry)
   end
 end

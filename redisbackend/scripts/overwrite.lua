@@ -1,6 +1,6 @@
--- Sets the state also on a server that is out of memory: the new one is not larger, and a lock that could not be extended
--- or released would be lost to everybody. Redis lets a script go on writing once it has done a write that needs no
--- memory.
+-- Sets a key also on a server that is out of memory: a lock that could not be extended or released would be lost to
+-- everybody, and takes no more room than before. Redis lets a script go on writing once it has done a write that needs
+-- no memory.
 local function overwrite(...)
   if redis.pcall(...).err then
     redis.call('ZREM', KEYS[1] .. ':seen', '')

@@ -29,16 +29,16 @@ local function clock()
   return tonumber(text), text
 end
 
--- Token, until, expiry and queue. The token remains text.
+-- Token, until, expiry and queue. Only until becomes a number.
 local function read(state)
   if not state then
-    return released, 0, 0, '0'
+    return released, 0, '0', '0'
   end
-  local ends, expiry = tonumber(string.sub(state, 18, 33)), tonumber(string.sub(state, 35, 44))
-  if not ends or not expiry then
+  local ends = tonumber(string.sub(state, 18, 33))
+  if not ends then
     error('the key ' .. KEYS[1] .. ' is in use for something that is not a lock: choose another prefix')
   end
-  return string.sub(state, 1, 16), ends, expiry, string.sub(state, 46, 46)
+  return string.sub(state, 1, 16), ends, string.sub(state, 35, 44), string.sub(state, 46, 46)
 end
 
 local function rest(state)

@@ -1,39 +1,66 @@
--- The queue. Whoever has not polled for a while is dead, and is dropped before anybody looks.
-local order, seen = KEYS[1] .. ':order', KEYS[1] .. ':seen'
+-- The queue, with its functions made only when somebody may wait: that is not free. Whoever has not polled for a while
+-- is dead, and is dropped before anybody looks.
+local function open_queue()
+  local order, seen = KEYS[1] .. ':order', KEYS[1] .. ':seen'
+  local queue = {}
 
-local function first_waiter(now)
-  repeat
-    local dead = redis.call('ZRANGEBYSCORE', seen, '-inf', now - patience, 'LIMIT', 0, 1000)
-    if #dead > 0 then
-      redis.call('ZREM', order, unpack(dead))
-      redis.call('ZREM', seen, unpack(dead))
-    end
-  until #dead < 1000
-  return redis.call('ZRANGE', order, 0, 0)[1]
-end
-
-local function leave(member)
-  redis.call('ZREM', order, member)
-  redis.call('ZREM', seen, member)
-end
-
-local function wake(member)
-  local id, channel = string.match(member, '^(%S+) (%S+)$')
-  redis.call('PUBLISH', channel, 'wake ' .. id)
-end
-
--- Whether a request may take a lock that became free at that time although it is not the first. The first was woken then.
--- If it has been silent for a while it is dead or deaf, and so is everybody else who has not polled since: all of
--- them are woken once more, and those who poll in time still come first.
-local function my_turn(member, now, since)
-  for _, other in ipairs(redis.call('ZRANGE', order, 0, 99)) do
-    if other == member then
-      break
-    elseif tonumber(redis.call('ZSCORE', seen, other)) >= since then
-      return false
-    elseif now - since <= grace then
-      wake(other)
-    end
+  function queue.first(now)
+    repeat
+      local dead = redis.call('ZRANGEBYSCORE', seen, '-inf', now - patience, 'LIMIT', 0, 1000)
+      if #dead > 0 then
+        redis.call('ZREM', order, unpack(dead))
+        redis.call('ZREM', seen, unpack(dead))
+      end
+    until #dead < 1000
+    return redis.call('ZRANGE', order, 0, 0)[1]
   end
-  return now - since > grace
+
+  -- Enters a request, or notes that it is alive, and answers its place.
+  function queue.enter(member, now)
+    if not redis.call('ZSCORE', order, member) then
+      -- Later arrivals get greater numbers, even if the clock is set back.
+      local newest = redis.call('ZRANGE', order, -1, -1, 'WITHSCORES')[2]
+      redis.call('ZADD', order, math.max(now, (newest or 0) + 1), member)
+    end
+    redis.call('ZADD', seen, now, member)
+    redis.call('PEXPIRE', order, patience / 250)
+    redis.call('PEXPIRE', seen, patience / 250)
+    return redis.call('ZRANK', order, member) + 1
+  end
+
+  function queue.leave(member)
+    redis.call('ZREM', order, member)
+    redis.call('ZREM', seen, member)
+  end
+
+  function queue.wake(member)
+    local id, channel = string.match(member, '^(%S+) (%S+)$')
+    redis.call('PUBLISH', channel, 'wake ' .. id)
+  end
+
+  -- Whether a request may take a lock that became free at that time although it is not the first. The first was woken
+  -- then. If it stays silent it is dead or deaf, and so is everybody else who has not polled: all of them are woken once
+  -- more, and those who poll in time, and go on polling, still come first. The others lose their place.
+  function queue.turn(member, now, since)
+    local alive, silent = math.max(since, now - 2 * grace), {}
+    for _, other in ipairs(redis.call('ZRANGE', order, 0, 99)) do
+      if other == member then
+        break
+      elseif (tonumber(redis.call('ZSCORE', seen, other)) or 0) >= alive then
+        return false
+      end
+      table.insert(silent, other)
+    end
+    local over = now - since > grace
+    for _, other in ipairs(silent) do
+      if over then
+        queue.leave(other)
+      else
+        queue.wake(other)
+      end
+    end
+    return over
+  end
+
+  return queue
 end

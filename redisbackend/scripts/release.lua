@@ -7,7 +7,7 @@
 local me, channel = ARGV[1], ARGV[2]
 local state = redis.call('GET', KEYS[1])
 local now, text = clock()
-local token, ends, expiry, queue = read(state)
+local token, ends, expiry, waited = read(state)
 local mine = ends > now and holds(state, me)
 
 local gone
@@ -18,22 +18,23 @@ if not mine then
   end
   if not gone then
     gone = channel and 'done' or 'lost'
-    redis.call('SET', KEYS[1] .. ':gone:' .. me, gone, 'PX', tombstone)
+    overwrite('SET', KEYS[1] .. ':gone:' .. me, gone, 'PX', tombstone)
   end
 end
 
-if channel then
-  leave(me .. ' ' .. channel)
-end
-local first
-if channel or queue == '1' then
-  first = first_waiter(now)
+local queue, first
+if channel or waited == '1' then
+  queue = open_queue()
+  if channel then
+    queue.leave(me .. ' ' .. channel)
+  end
+  first = queue.first(now)
 end
 if mine then
   overwrite('SET', KEYS[1], token .. ' ' .. released .. ' ' .. expiry .. (first and ' 1 ' or ' 0 ') .. me .. ' ' .. text, 'KEEPTTL')
 end
 -- A waiter that gives up may just have been woken, so the next one is woken in its place.
 if first and (mine or ends <= now) then
-  wake(first)
+  queue.wake(first)
 end
 return (mine or channel or gone == 'done') and 1 or 0

@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"github.com/fec20105/locker"
-)
 
-import _ "github.com/fec20105/locker/redisbackend"
+	_ "github.com/fec20105/locker/redisbackend"
+)
 
 // readmeExample is the code that README shows.
 func readmeExample(ctx context.Context, charge func(context.Context, uint64) error, refund func(context.Context, *locker.LostError) error) error {
@@ -48,7 +48,7 @@ func TestReadme(t *testing.T) {
 		t.Error("README shows no Go code")
 	}
 	for _, block := range blocks {
-		if !strings.Contains(code, block[1]) {
+		if !strings.Contains(code, strings.TrimPrefix(block[1], "import ")) {
 			t.Errorf("README shows code that is not in this file:\n%s", block[1])
 		}
 	}

@@ -161,6 +161,12 @@ func parseURL(raw string) (*url.URL, error) {
 	if _, err := url.ParseQuery(u.RawQuery); err != nil {
 		return nil, bad
 	}
+	for parameter := range strings.SplitSeq(u.RawQuery, "&") {
+		if parameter != "" && !strings.Contains(parameter, "=") {
+			// The rest of a password with an "&", perhaps: a backend would tell its name as that of an unknown parameter.
+			return nil, fmt.Errorf("the %s URL has a parameter without a value: write name=value, and & in values as %%26", scheme)
+		}
+	}
 	list := strings.Split(hosts, ",")
 	for i, host := range list {
 		h, err := url.Parse("x://" + host)

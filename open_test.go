@@ -99,6 +99,7 @@ func TestOpenErrors(t *testing.T) {
 		testScheme + "://host/fails-wrapped": "locker: test: open: connection refused",
 		testScheme + "://host/nil":           "locker: open-test.1+x: open: ",
 		"mem://":                             "mem://NAME",
+		"mem://name?password=a&s3cret":       "parameter without a value",
 		"mem://name?ttl=3":                   `unknown parameter "ttl"`,
 	} {
 		c, err := locker.Open(t.Context(), raw)
@@ -230,7 +231,7 @@ func FuzzOpenSecrets(f *testing.F) {
 					scheme + ":user:" + p + "@" + hosts,
 					"user:" + p + "@" + hosts + path,
 				}
-				if !strings.Contains(p, "&") { // which would begin another parameter, and names of unknown ones are told
+				if _, more, _ := strings.Cut(p, "&"); !strings.Contains(more, "=") { // which would be another parameter, and names of unknown ones are told
 					urls = append(urls,
 						scheme+"://"+hosts+path+"?password="+p,
 						scheme+"://user:"+p+"@"+hosts+path+"?a=b&password="+p)

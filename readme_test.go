@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -51,6 +52,37 @@ func TestReadme(t *testing.T) {
 		if !strings.Contains(code, strings.TrimPrefix(block[1], "import ")) {
 			t.Errorf("README shows code that is not in this file:\n%s", block[1])
 		}
+	}
+}
+
+// TestGuarantees holds docs/guarantees.md to the suite: the rows that it names exist.
+func TestGuarantees(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("docs", "guarantees.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join("conformance", "rows_*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows strings.Builder
+	for _, file := range files {
+		code, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows.Write(code)
+	}
+	named := 0
+	for _, list := range regexp.MustCompile(`[^*]\*([a-z-]+(?:,\s[a-z-]+)*)\*[^*]`).FindAllStringSubmatch(string(text), -1) {
+		for _, name := range regexp.MustCompile(`,\s`).Split(list[1], -1) {
+			if named++; name != "italics" && !strings.Contains(rows.String(), `"`+name+`"`) {
+				t.Errorf("the document names the row %q, which the suite does not have", name)
+			}
+		}
+	}
+	if named < 20 {
+		t.Errorf("the document names only %d rows: does this test still find them?", named)
 	}
 }
 

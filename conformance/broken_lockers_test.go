@@ -16,7 +16,8 @@ import (
 var brokenLockers = []faultyLocker{
 	{name: "release without owner check", rows: []string{"late-release"}, server: releaseWithoutOwner},
 	{name: "extend without owner check", rows: []string{"late-extend"}, server: extendWithoutOwner},
-	{name: "extend that re-creates", rows: []string{"evicted", "no-resurrection"}, server: extendThatRecreates, promises: noLossReport},
+	{name: "extend that re-creates", rows: []string{"evicted", "no-resurrection"}, server: extendThatRecreates(true), promises: noLossReport},
+	{name: "extend that re-creates a free key", rows: []string{"evicted", "no-resurrection"}, server: extendThatRecreates(false), promises: noLossReport},
 	{name: "deadline from the reply", rows: []string{"conservative-deadline"}, client: always(deadlineFromReply)},
 	{name: "no deadline timer", rows: []string{"lost-before-freed", "hang"}, client: always(renewedWithoutAnswer)},
 	{name: "one error means lost", rows: []string{"blip"}, client: always(errorMeansLost)},
@@ -35,11 +36,17 @@ var brokenLockers = []faultyLocker{
 
 	{name: "two holders now and then", rows: []string{"belief-windows", "belief-windows-under-faults", "linearizable"}, server: secondHolders},
 	{name: "polls slowly", rows: []string{"handover", "vanished-holder"}, client: polls(func(int) time.Duration { return 2 * time.Second })},
+	{name: "polls", rows: []string{"handover"}, client: polls(func(int) time.Duration { return 60 * time.Millisecond })},
 	{name: "no order", rows: []string{"fair"}, client: polls(func(int) time.Duration { return 10 * time.Millisecond })},
 	{name: "one starves", rows: []string{"fair"}, client: polls(oneStarves), promises: notFair},
 	{name: "a client waits twice", rows: []string{"one-remote-waiter"}, server: always(waitsTwice)},
 	{name: "waiters block the heartbeat", rows: []string{"small-pool"}, client: always(fewAtOnce)},
 	{name: "late free", rows: []string{"dropped-locker"}, server: always(ttlAtServer(triple))},
+	{name: "a disconnect that frees nothing", rows: []string{"dropped-locker"}, promises: freesOnDisconnect},
+	{name: "every try is a request of its own", rows: []string{"acquire-is-idempotent"}, server: eachTryIsNew},
+	{name: "a retry counts from its own sending", rows: []string{"acquire-is-idempotent"}, server: always(grantFromReply)},
+	{name: "a request that was over comes back", rows: []string{"acquire-is-idempotent"}, server: always(comesBack)},
+	{name: "close waits for answers", rows: []string{"close"}, client: always(closeWaitsForAnswers)},
 }
 
 // mendedLockers are made like broken ones, and pass.
@@ -53,6 +60,8 @@ var mendedLockers = []faultyLocker{
 func always(f fault) func() fault { return func() fault { return f } }
 
 func noLossReport(caps *locker.Capabilities) { caps.ReportsLoss = false }
+
+func freesOnDisconnect(caps *locker.Capabilities) { caps.EarlyFree |= locker.EarlyFreeDisconnect }
 
 func notFair(caps *locker.Capabilities) { caps.Fair, caps.Notifies = false, false }
 
@@ -133,25 +142,32 @@ func extendWithoutOwner() fault {
 	}
 }
 
-// extendThatRecreates writes the lock whether it is there or not.
-func extendThatRecreates() fault {
-	newest := new(leases)
-	return func(f *faulty) {
-		newest.remember(f)
-		acquire := f.acquire
-		f.acquire = func(ctx context.Context, req locker.Request) (locker.Lease, error) {
-			req.Lost = nil
-			return acquire(ctx, req)
-		}
-		f.extend = func(ctx context.Context, lease locker.Lease) (locker.Lease, error) {
-			fresh, err := f.Locker.Extend(ctx, lease)
-			if errors.Is(err, locker.ErrLost) {
-				holder, _ := newest.get(lease.Key)
-				_ = f.Locker.Release(ctx, holder) // there may be none
-				fresh, err = acquire(ctx, locker.Request{Key: lease.Key, ID: lease.ID, TTL: lease.TTL, NoWait: true})
-				fresh.Token = lease.Token
+// extendThatRecreates writes the lock again when it is gone, and takes it away from a successor or not.
+func extendThatRecreates(steals bool) func() fault {
+	return func() fault {
+		newest := new(leases)
+		return func(f *faulty) {
+			newest.remember(f)
+			acquire := f.acquire
+			f.acquire = func(ctx context.Context, req locker.Request) (locker.Lease, error) {
+				req.Lost = nil
+				return acquire(ctx, req)
 			}
-			return fresh, err
+			f.extend = func(ctx context.Context, lease locker.Lease) (locker.Lease, error) {
+				fresh, err := f.Locker.Extend(ctx, lease)
+				if !errors.Is(err, locker.ErrLost) {
+					return fresh, err
+				}
+				if holder, ok := newest.get(lease.Key); ok && steals {
+					_ = f.Locker.Release(ctx, holder) // it may be over too
+				}
+				fresh, err = acquire(ctx, locker.Request{Key: lease.Key, ID: lease.ID, TTL: lease.TTL, NoWait: true})
+				if errors.Is(err, locker.ErrHeld) {
+					return lease, locker.ErrLost
+				}
+				fresh.Token = lease.Token
+				return fresh, err
+			}
 		}
 	}
 }

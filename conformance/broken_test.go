@@ -15,8 +15,8 @@ import (
 type faultyLocker struct {
 	name string
 	rows []string // each must fail
-	// How it is broken: at the server, or at the client's end of the link. Either is called once for a run of the suite,
-	// so that it can keep a state, and the fault that it returns is put into each Locker.
+	// How it is broken: at the server, or at the client's end of the link. Either is called once for a run of the
+	// suite, so that it can keep a state, and the fault that it returns is put into each Locker.
 	server, client func() fault
 	forgets        bool                       // the last token, when the server restarts
 	promises       func(*locker.Capabilities) // beyond those of an honest locker
@@ -77,7 +77,8 @@ func (f *faulty) Unwrap() locker.Locker {
 }
 
 // harness is a server of its own behind a network, with the fault in its place.
-func (l faultyLocker) harness() Harness {
+func (l faultyLocker) harness(t *testing.T) Harness {
+	t.Helper()
 	var server, client fault
 	if l.server != nil {
 		server = l.server()
@@ -98,7 +99,8 @@ func (l faultyLocker) harness() Harness {
 			}
 			return nil
 		},
-		Server: Server{Crash: s.restart, Restart: s.restart, Wipe: s.restart},
+		Server:    Server{Crash: s.restart, Restart: s.restart, Wipe: s.restart},
+		Artifacts: t.TempDir(),
 	}
 }
 
@@ -117,14 +119,14 @@ func rowsNamed(t *testing.T, names ...string) []row {
 	return found
 }
 
-// TestBrokenLockers runs the rows that are meant for each broken locker. Each of them must fail by what it sees, not by its
-// watchdog, which would tell nobody what is broken.
+// TestBrokenLockers runs the rows that are meant for each broken locker. Each of them must fail by what it sees,
+// not by its watchdog, which would tell nobody what is broken.
 func TestBrokenLockers(t *testing.T) {
 	t.Parallel()
 	for _, broken := range brokenLockers {
 		t.Run(strings.ReplaceAll(broken.name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
-			s := newTestSuite(t, broken.harness())
+			s := newTestSuite(t, broken.harness(t))
 			s.runRows(t.Context(), rowsNamed(t, broken.rows...), func(r Result) {
 				switch {
 				case r.Outcome != Failed:
@@ -145,7 +147,7 @@ func TestMendedLockers(t *testing.T) {
 	for _, mended := range mendedLockers {
 		t.Run(strings.ReplaceAll(mended.name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
-			s := newTestSuite(t, mended.harness())
+			s := newTestSuite(t, mended.harness(t))
 			s.runRows(t.Context(), rowsNamed(t, mended.rows...), func(r Result) {
 				if r.Outcome != Passed {
 					t.Error(r)
@@ -158,7 +160,7 @@ func TestMendedLockers(t *testing.T) {
 // TestTwoSuitesAtOnce runs two suites on one server: neither sees what the other does, even without prefixes.
 func TestTwoSuitesAtOnce(t *testing.T) {
 	t.Parallel()
-	h := faultyLocker{}.harness()
+	h := faultyLocker{}.harness(t)
 	rows := rowsNamed(t, "exclusive", "keys-are-independent", "belief-windows", "tokens-increase", "fair", "dropped-locker")
 	for _, name := range []string{"one", "two"} {
 		t.Run(name, func(t *testing.T) {

@@ -128,7 +128,8 @@ func oneStarves(n int) time.Duration {
 	return time.Millisecond
 }
 
-// askAgain asks when the bell rings, and after each pause unless that is zero, until the answer is another than ErrHeld.
+// askAgain asks when the bell rings, and after each pause unless that is zero, until the answer is another than
+// ErrHeld.
 func askAgain(ctx context.Context, l locker.Locker, req locker.Request, bell <-chan struct{}, pause time.Duration) (locker.Lease, error) {
 	atOnce := req
 	atOnce.NoWait = true

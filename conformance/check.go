@@ -221,8 +221,8 @@ func (s *suite) run(ctx context.Context, r row) Result {
 	t.ctx = pprof.WithLabels(ctx, pprof.Labels(labelKey, t.id))
 	done := make(chan struct{})
 	go func() {
-		// The profiler knows the label of every goroutine that descends from this one: a row's leak and a row's hang are
-		// told apart from those of its neighbours by it.
+		// The profiler knows the label of every goroutine that descends from this one: a row's leak and a row's
+		// hang are told apart from those of its neighbours by it.
 		pprof.SetGoroutineLabels(t.ctx)
 		defer close(done)
 		defer t.clean(cancel)

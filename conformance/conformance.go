@@ -34,10 +34,12 @@ type Harness struct {
 
 	// Expire makes the server forget a lease now, behind its holder's back.
 	Expire func(ctx context.Context, lease locker.Lease) error
-	// EndWait ends the server-side session, or whatever keeps its place in the queue, of a request that waits. It is nil
-	// for backends whose waiters have no such thing.
+	// EndWait ends what keeps the place of a waiting request at the server, such as its session, while the client
+	// goes on waiting. Leave it out where nothing can end a waiter's place but the waiter.
 	EndWait func(ctx context.Context, waiting locker.Request) error
-	// Small opens like Open, with the fewest connections that the backend works with. Open if nil.
+	// Small opens a Locker like Open does, but with the fewest connections that the backend works with: one row
+	// checks that waiters leave one for heartbeats. Leave it out where the number of connections cannot be chosen;
+	// Open is used then.
 	Small func(ctx context.Context, net *Network) (locker.Locker, error)
 	// Server controls the server itself. Rows that need it run one at a time, after all others.
 	Server Server
@@ -46,9 +48,12 @@ type Harness struct {
 	Process func(ctx context.Context) *exec.Cmd
 	// Leftovers lists what is on the server under the prefix of this harness: everything, and what never expires.
 	Leftovers func(ctx context.Context) (all, immortal []string, err error)
-	// SeedToken makes the server believe that key, which is free, was last granted with this token.
+	// SeedToken makes the server believe that key, which is free, was last granted with this token: one of the far
+	// future, to see that it passes every layer unharmed. It must not change the tokens of other keys: leave it out
+	// for a server that has one counter for all keys, whose other rows would get the future's tokens too.
 	SeedToken func(ctx context.Context, key string, token uint64) error
-	// Artifacts is the folder for what a failed row leaves for people to look at; the system's temporary folder if "".
+	// Artifacts is an existing folder. A row that fails may leave a file there for people to look at, such as a drawn
+	// history, and names it in its report. The system's temporary folder if "".
 	Artifacts string
 }
 

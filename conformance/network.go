@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -19,7 +21,8 @@ import (
 // requests arrive late on real networks.
 type Network struct {
 	mu      sync.Mutex // of everything below, and of the connections and calls
-	changed *sync.Cond // anything that a goroutine may wait for
+	changed *sync.Cond // what dials wait for; each connection and call has one of its own
+	wakeUps int        // of waiting goroutines, to see that a packet wakes nobody whom it does not concern
 	faults  faults
 	swallow chan struct{} // not nil: SwallowReply is armed; closed when it has happened
 	closed  bool
@@ -92,10 +95,10 @@ func (n *Network) Dial(ctx context.Context, addr string) (net.Conn, error) {
 // reach waits until a server can be reached: a connection is made where a packet goes there and back. Servers that
 // hang accept connections, too.
 func (n *Network) reach(ctx context.Context) error {
-	defer context.AfterFunc(ctx, n.wake)()
+	defer context.AfterFunc(ctx, n.waker(n.changed))()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	due := n.after(n.faults.up + n.faults.down)
+	due := n.after(n.faults.up+n.faults.down, n.changed)
 	for {
 		switch {
 		case ctx.Err() != nil:
@@ -105,7 +108,7 @@ func (n *Network) reach(ctx context.Context) error {
 		case !n.faults.cut && !due.After(time.Now()):
 			return nil
 		}
-		n.changed.Wait()
+		n.wait(n.changed)
 	}
 }
 
@@ -171,40 +174,30 @@ func (n *Network) Hold() { n.change(func(f *faults) { f.held = true }) }
 // Land delivers the requests that are held so far, also those whose senders have given up, and returns when each
 // connection that carried one has been answered. Requests made later are held as before.
 func (n *Network) Land(ctx context.Context) error {
-	defer context.AfterFunc(ctx, n.wake)()
+	defer context.AfterFunc(ctx, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.wakeAll()
+	})()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for c := range n.conns {
 		c.land()
 	}
 	for c := range n.calls {
-		if !c.arrived {
-			c.flight.landed, c.landing = true, true
+		c.land()
+	}
+	for _, c := range slices.Collect(maps.Keys(n.conns)) {
+		for (c.landing > 0 || c.unanswered) && ctx.Err() == nil {
+			n.wait(c.changed)
 		}
 	}
-	n.changed.Broadcast()
-	for n.landing() {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n.changed.Wait()
-	}
-	return nil
-}
-
-// landing is true while a request that Land let through has no answer.
-func (n *Network) landing() bool {
-	for c := range n.conns {
-		if c.landing > 0 || c.unanswered {
-			return true
+	for _, c := range slices.Collect(maps.Keys(n.calls)) {
+		for c.landing && ctx.Err() == nil {
+			n.wait(c.changed)
 		}
 	}
-	for c := range n.calls {
-		if c.landing {
-			return true
-		}
-	}
-	return false
+	return ctx.Err()
 }
 
 // Reset resets every connection now; new ones can be made.
@@ -221,7 +214,6 @@ func (n *Network) reset() {
 	for c := range n.calls {
 		c.reset(syscall.ECONNRESET)
 	}
-	n.changed.Broadcast()
 }
 
 // SwallowReply drops the first reply to a request that is sent from now on, after the server has acted on it, and
@@ -310,31 +302,50 @@ func (n *Network) change(set func(*faults)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	set(&n.faults)
-	n.changed.Broadcast()
+	n.wakeAll()
 }
 
-// wake makes every waiting goroutine look again.
-func (n *Network) wake() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+// wakeAll makes every waiting goroutine look again: for what concerns the whole link.
+func (n *Network) wakeAll() {
 	n.changed.Broadcast()
+	for c := range n.conns {
+		c.changed.Broadcast()
+	}
+	for c := range n.calls {
+		c.changed.Broadcast()
+	}
 }
 
-// after is the moment in d from now, at which waiting goroutines look again.
-func (n *Network) after(d time.Duration) time.Time {
+// waker makes those look again who wait for one thing: for timers and the ends of contexts.
+func (n *Network) waker(changed *sync.Cond) func() {
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		changed.Broadcast()
+	}
+}
+
+// wait waits for the next change.
+func (n *Network) wait(changed *sync.Cond) {
+	changed.Wait()
+	n.wakeUps++
+}
+
+// after is the moment in d from now, at which those who wait for the change look again.
+func (n *Network) after(d time.Duration, changed *sync.Cond) time.Time {
 	due := time.Now().Add(d)
 	if d > 0 {
-		time.AfterFunc(d, n.wake) // not before due, which was read first
+		time.AfterFunc(d, n.waker(changed)) // not before due, which was read first
 	}
 	return due
 }
 
-// takeOff starts a flight under the present delay.
-func (n *Network) takeOff(label string, up bool) flight {
+// takeOff starts a flight under the present delay. Its end is a change.
+func (n *Network) takeOff(label string, up bool, changed *sync.Cond) flight {
 	if up {
-		return flight{label: label, up: true, due: n.after(n.faults.up)}
+		return flight{label: label, up: true, due: n.after(n.faults.up, changed)}
 	}
-	return flight{label: label, due: n.after(n.faults.down)}
+	return flight{label: label, due: n.after(n.faults.down, changed)}
 }
 
 // passes is true if no fault stops the flight.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -16,6 +17,7 @@ type conn struct {
 	real net.Conn
 
 	// Everything below belongs to net.mu.
+	changed    *sync.Cond // what the connection's pumps, reads and writes wait for
 	label      string
 	up, down   []*packet
 	queued     int   // bytes in up
@@ -49,7 +51,7 @@ func (n *Network) connect(real net.Conn) (net.Conn, error) {
 		_ = real.Close()
 		return nil, &net.OpError{Op: "dial", Net: real.RemoteAddr().Network(), Addr: real.RemoteAddr(), Err: net.ErrClosed}
 	}
-	c := &conn{net: n, real: real, pumps: 2}
+	c := &conn{net: n, real: real, changed: sync.NewCond(&n.mu), pumps: 2}
 	n.conns[c] = true
 	n.stats.Dials++
 	n.started.Go(c.pumpUp)
@@ -76,7 +78,7 @@ func (c *conn) Read(b []byte) (int, error) {
 			}
 			return read, nil
 		}
-		c.net.changed.Wait()
+		c.net.wait(c.changed)
 	}
 }
 
@@ -95,15 +97,17 @@ func (c *conn) Write(b []byte) (int, error) {
 		if c.queued < window {
 			break
 		}
-		n.changed.Wait()
+		n.wait(c.changed)
 	}
 	if c.label == "" && n.labelBy != nil {
 		c.label = n.labelBy(b)
 	}
 	n.countRequest(b)
 	c.queued += len(b)
-	c.up = append(c.up, &packet{flight: n.takeOff(c.label, true), data: append([]byte(nil), b...), swallow: n.swallow})
-	n.changed.Broadcast()
+	c.up = append(c.up, &packet{
+		flight: n.takeOff(c.label, true, c.changed), data: append([]byte(nil), b...), swallow: n.swallow,
+	})
+	c.changed.Broadcast()
 	return len(b), nil
 }
 
@@ -122,8 +126,8 @@ func (c *conn) Close() error {
 			timer.Stop()
 		}
 	}
-	c.up = append(c.up, &packet{flight: n.takeOff(c.label, true), end: io.EOF})
-	n.changed.Broadcast()
+	c.up = append(c.up, &packet{flight: n.takeOff(c.label, true, c.changed), end: io.EOF})
+	c.changed.Broadcast()
 	return nil
 }
 
@@ -180,12 +184,12 @@ func (c *conn) setDeadline(by *time.Time, timer **time.Timer, t time.Time) error
 		left := time.Until(t)
 		*by = time.Now().Add(left) // on the monotonic clock, and read first: the timer does not fire before it
 		if *timer == nil {
-			*timer = time.AfterFunc(left, n.wake)
+			*timer = time.AfterFunc(left, n.waker(c.changed))
 		} else {
 			(*timer).Reset(left)
 		}
 	}
-	n.changed.Broadcast()
+	c.changed.Broadcast()
 	return nil
 }
 
@@ -198,6 +202,7 @@ func (c *conn) land() {
 			c.landing++
 		}
 	}
+	c.changed.Broadcast()
 }
 
 // reset ends the connection at once, for both sides.
@@ -212,6 +217,7 @@ func (c *conn) reset(why error) {
 		_ = tcp.SetLinger(0) // the server gets a reset, not an end; if it cannot, an end must do
 	}
 	_ = c.real.Close()
+	c.changed.Broadcast()
 }
 
 // pumpUp carries packets to the server.
@@ -251,10 +257,10 @@ func (c *conn) nextUp() *packet {
 				c.landing--
 				c.unanswered = true
 			}
-			n.changed.Broadcast()
+			c.changed.Broadcast()
 			return p
 		}
-		n.changed.Wait()
+		n.wait(c.changed)
 	}
 }
 
@@ -292,10 +298,10 @@ func (c *conn) fromServer(p *packet) bool {
 		}
 	}
 	if !c.closed {
-		p.flight = n.takeOff(c.label, false)
+		p.flight = n.takeOff(c.label, false, c.changed)
 		c.down = append(c.down, p)
 	}
-	n.changed.Broadcast()
+	c.changed.Broadcast()
 	return true
 }
 
@@ -306,7 +312,7 @@ func (c *conn) refuse() {
 	c.refused = true
 	c.up = nil
 	c.landing, c.unanswered = 0, false
-	c.net.changed.Broadcast()
+	c.changed.Broadcast()
 }
 
 // pumpEnds forgets the connection after its last pump.
@@ -316,6 +322,5 @@ func (c *conn) pumpEnds() {
 	if c.pumps--; c.pumps == 0 {
 		_ = c.real.Close()
 		delete(c.net.conns, c)
-		c.net.changed.Broadcast()
 	}
 }

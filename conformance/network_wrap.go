@@ -63,7 +63,7 @@ func (w *wrapped) Close() error {
 	}
 	w.closed = true
 	n.late = append(n.late, w.Locker.Close)
-	n.changed.Broadcast()
+	n.wakeAll()
 	return nil
 }
 
@@ -74,6 +74,7 @@ type call struct {
 	act func(ctx context.Context, late bool) (locker.Lease, error)
 
 	// Everything below belongs to net.mu.
+	changed   *sync.Cond // what the caller and serve wait for
 	flight    flight
 	arrived   bool  // at the server
 	done      bool  // the reply has come back
@@ -92,7 +93,6 @@ func (w *wrapped) call(
 	if ctx.Err() != nil {
 		return act(ctx, false) // the backend sends nothing for it, and answers as it likes
 	}
-	defer context.AfterFunc(ctx, w.net.wake)()
 	n := w.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -103,8 +103,9 @@ func (w *wrapped) call(
 		return fail(locker.ErrClosed)
 	}
 	n.countRequest([]byte(key), []byte(id))
-	c := &call{net: n, ctx: newCrossed(ctx), act: act, flight: n.takeOff("", true)}
-	n.calls[c] = true
+	c := n.newCall(ctx, true)
+	c.act = act
+	defer context.AfterFunc(ctx, n.waker(c.changed))()
 	n.started.Go(c.serve)
 	for {
 		switch {
@@ -126,7 +127,23 @@ func (w *wrapped) call(
 			c.abandoned = true
 			return fail(ctx.Err())
 		}
-		n.changed.Wait()
+		n.wait(c.changed)
+	}
+}
+
+// newCall begins a call, with its flight to the server or from it.
+func (n *Network) newCall(ctx context.Context, up bool) *call {
+	c := &call{net: n, ctx: newCrossed(ctx), changed: sync.NewCond(&n.mu)}
+	c.flight = n.takeOff("", up, c.changed)
+	n.calls[c] = true
+	return c
+}
+
+// land lets through a request that is held now.
+func (c *call) land() {
+	if !c.arrived {
+		c.flight.landed, c.landing = true, true
+		c.changed.Broadcast()
 	}
 }
 
@@ -142,7 +159,7 @@ func (c *call) serve() {
 	defer n.mu.Unlock()
 	defer func() {
 		delete(n.calls, c)
-		n.changed.Broadcast()
+		c.changed.Broadcast()
 	}()
 	sent := time.Now()
 	if !c.arrives() {
@@ -165,7 +182,8 @@ func (c *call) serve() {
 	if n.swallows(swallow) {
 		return
 	}
-	c.flight = n.takeOff("", false)
+	c.changed.Broadcast() // Land waits no longer
+	c.flight = n.takeOff("", false, c.changed)
 	if !c.arrives() {
 		return
 	}
@@ -181,7 +199,7 @@ func (c *call) arrives() bool {
 		case c.net.arrives(&c.flight):
 			return true
 		}
-		c.net.changed.Wait()
+		c.net.wait(c.changed)
 	}
 }
 
@@ -191,6 +209,7 @@ func (c *call) reset(why error) {
 		c.broken = why
 		c.landing = false
 		c.ctx.end(context.Canceled)
+		c.changed.Broadcast()
 	}
 }
 
@@ -201,8 +220,8 @@ func (n *Network) notify(deliver func()) {
 	if n.closed {
 		return
 	}
-	c := &call{net: n, ctx: newCrossed(context.Background()), flight: n.takeOff("", false), arrived: true}
-	n.calls[c] = true
+	c := n.newCall(context.Background(), false)
+	c.arrived = true
 	n.started.Go(func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()

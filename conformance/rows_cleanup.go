@@ -12,9 +12,10 @@ import (
 // cleanupRows check that waits end when they should, and that nothing is left behind however they and the locks end.
 var cleanupRows = []row{
 	{
-		name:   "wait-bound",
-		clause: "A wait that ends with ctx returns soon, matches ctx's error, and ErrHeld if it had learned that the key was held.",
-		run:    waitBound,
+		name: "wait-bound",
+		clause: "A wait that ends with ctx returns soon, matches ctx's error, and ErrHeld if it had learned that " +
+			"the key was held.",
+		run: waitBound,
 	},
 	{
 		name:   "wait-bound-race",
@@ -43,14 +44,22 @@ var cleanupRows = []row{
 		run:    releaseOnDeadCtx,
 	},
 	{
-		name:   "ambiguous-acquire",
-		clause: "A grant whose answer was lost is withdrawn: the key is free as soon as the server can be reached again.",
-		run:    ambiguousAcquire,
+		name: "ambiguous-acquire",
+		clause: "A grant whose answer was lost is withdrawn: the key is free as soon as the server can be reached " +
+			"again.",
+		run: ambiguousAcquire,
 	},
 	{
-		name:   "ambiguous-release",
-		clause: "A lost answer is not a lost lock: a repeated Release answers nil, no loss is reported, and no compensation runs.",
-		run:    ambiguousRelease,
+		name: "ambiguous-release",
+		clause: "A lost answer is not a lost lock: a repeated Release answers nil, no loss is reported, and no " +
+			"compensation runs.",
+		run: ambiguousRelease,
+	},
+	{
+		name: "acquire-is-idempotent",
+		clause: "Acquire is idempotent by ID: a request that is made again MUST NOT be granted twice, and one that was " +
+			"released or withdrawn MUST neither be granted nor queued.",
+		run: acquireIsIdempotent,
 	},
 	{
 		name:   "extend-is-idempotent",
@@ -63,14 +72,16 @@ var cleanupRows = []row{
 		run:    releaseIsIdempotent,
 	},
 	{
-		name:   "release-lost-in-blip",
-		clause: "A Release that got no answer does not keep the lock beyond its TTL, also while neighbours are renewed.",
-		run:    releaseLostInBlip,
+		name: "release-lost-in-blip",
+		clause: "A Release that got no answer does not keep the lock beyond its TTL, also while neighbours are " +
+			"renewed.",
+		run: releaseLostInBlip,
 	},
 	{
-		name:   "close",
-		clause: "Close ends waits with ErrClosed and held locks with ReasonClosed, and answers nil the second time.",
-		run:    closing,
+		name: "close",
+		clause: "Close ends waits with ErrClosed and held locks with ReasonClosed, answers nil the second time, and " +
+			"returns in a few seconds also when the server does not answer.",
+		run: closing,
 	},
 }
 
@@ -371,4 +382,33 @@ func closing(t *trial) {
 	}
 	t.release(holder, busy)
 	t.withdrawn(observer, busy.Key)
+
+	t.closeOnDeadLink(holder)
+}
+
+// closesWithin is how long Close may take when the server does not answer: a backend may have time-outs of its own.
+const closesWithin = 5 * time.Second
+
+// closeOnDeadLink closes a Locker while requests of its hang on a link that is cut.
+func (t *trial) closeOnDeadLink(holder locker.Locker) {
+	l, net := t.open()
+	lease := t.acquire(l, t.key("extended over a dead link"), ttl(long))
+	busy := t.acquire(holder, t.key("wanted over a dead link"), ttl(long))
+	net.Cut()
+	before := asked(net)
+	extended, acquired, closed := make(chan error, 1), make(chan error, 1), make(chan error, 1)
+	t.spawn(func() { _, err := l.Extend(t.ctx, lease); extended <- err })
+	t.spawn(func() { _, err := l.Acquire(t.ctx, t.request(busy.Key)); acquired <- err })
+	t.eventually(t.soon(), "a request is on its way", func() bool { return net.Stats().Requests > before.requests })
+
+	t.spawn(func() { closed <- l.Close() })
+	_ = receive(t, closed, closesWithin+t.slack, "Close returns while requests hang on a dead link")
+	if err := receive(t, extended, t.soon(), "an Extend on a dead link ends with Close"); err == nil || errors.Is(err, locker.ErrLost) {
+		t.Errorf("an Extend on a dead link got %v from Close, want an unknown outcome", err)
+	}
+	if err := receive(t, acquired, t.soon(), "an Acquire on a dead link ends with Close"); !errors.Is(err, locker.ErrClosed) {
+		t.Errorf("an Acquire on a dead link got %v from Close, want ErrClosed", err)
+	}
+	net.Heal()
+	t.release(holder, busy)
 }

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/fec20105/locker"
 )
 
-// attempts is how often a row swallows a reply: it may catch one to a request that the Locker has made of its own accord.
+// attempts is how often a row swallows a reply: it may catch one to a request that the Locker has made of its own
+// accord.
 const attempts = 5
 
 func ambiguousAcquire(t *trial) {
@@ -101,6 +104,74 @@ func ambiguousRelease(t *trial) {
 		t.withdrawn(observer, key)
 	}
 	t.Logf("%d of %d replies that were swallowed hit a Release", hits, attempts)
+}
+
+func acquireIsIdempotent(t *trial) {
+	l, _ := t.open()
+	observer, _ := t.open()
+	asks := map[string]func(*locker.Request){"asks once": noWait, "waits": func(*locker.Request) {}}
+	names := slices.Collect(maps.Keys(asks))
+	t.parallel(len(names), func(i int) {
+		name, ask := names[i], asks[names[i]]
+
+		released := t.request(t.key(name+", released"), ask, ttl(long))
+		lease := t.acquireTwice(l, released)
+		t.mustBeHeld(observer, released.Key)
+		t.release(l, lease) // once
+		t.staysOver(l, observer, released)
+
+		withdrawn := t.request(t.key(name+", withdrawn"), ask, ttl(long))
+		if err := l.Release(t.ctx, locker.Lease{Key: withdrawn.Key, ID: withdrawn.ID}); err != nil {
+			t.Errorf("withdrawing a request that was never made: %v", err)
+		}
+		t.staysOver(l, observer, withdrawn)
+
+		abandoned := t.request(t.key(name+", abandoned"), ask)
+		lease = t.acquireTwice(l, abandoned)
+		next, granted := t.freeWithin(observer, abandoned.Key, time.Now(), t.freed())
+		if early := kept(lease).Sub(granted); early > 0 {
+			t.Errorf("the second answer to a request is trusted %v longer than the server keeps the lock", early)
+		}
+		t.release(observer, next)
+	})
+}
+
+// acquireTwice makes a request, which must be granted, and makes it again a little later. It returns the second answer.
+func (t *trial) acquireTwice(l locker.Locker, req locker.Request) locker.Lease {
+	first, err := l.Acquire(t.ctx, req)
+	if err != nil {
+		t.Fatalf("acquire %q, which is free: %v", req.Key, err)
+	}
+	t.pass(t.TTL / 4)
+	ctx, cancel := t.timeout(t.TTL/4 + t.slack)
+	defer cancel()
+	second, err := l.Acquire(ctx, req)
+	if err != nil {
+		t.Fatalf("the request that holds %q was made again: got %v, want the same grant", req.Key, err)
+	}
+	if second.Key != first.Key || second.ID != first.ID || second.Token != first.Token || second.TTL != first.TTL {
+		t.Errorf("the request that was granted as %+v was made again, and was granted as %+v", first, second)
+	}
+	return second
+}
+
+// staysOver fails the row if a request that was released or withdrawn is granted or queued when it is made again.
+func (t *trial) staysOver(l, observer locker.Locker, req locker.Request) {
+	again := func(key string) {
+		ctx, cancel := t.timeout(t.TTL/4 + t.slack)
+		defer cancel()
+		if lease, err := l.Acquire(ctx, req); err == nil {
+			t.Errorf("a request that is over was made again for a key that is %s, and was granted token %d", key, lease.Token)
+		} else if ctx.Err() != nil {
+			t.Errorf("a request that is over was made again for a key that is %s, and waited until its ctx ended: %v", key, err)
+		}
+	}
+	again("free")
+	t.mustBeFree(observer, req.Key)
+	successor := t.acquire(observer, req.Key, ttl(long))
+	again("held")
+	t.undisturbed(observer, successor)
+	t.withdrawn(observer, req.Key)
 }
 
 func extendIsIdempotent(t *trial) {

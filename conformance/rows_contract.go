@@ -30,10 +30,11 @@ var contractRows = []row{
 		run:    oneReleaseFrees,
 	},
 	{
-		name:   "keys-are-independent",
-		clause: "Keys that differ in any byte are different locks; empty and over-long keys are refused.",
-		alone:  true,
-		run:    keysAreIndependent,
+		name: "keys-are-independent",
+		clause: "Keys that differ in any byte are different locks; a Key is 1 to MaxKeyLength bytes of UTF-8 " +
+			"without NUL.",
+		alone: true,
+		run:   keysAreIndependent,
 	},
 	{
 		name:   "acquire-ctx-is-not-the-hold",
@@ -41,9 +42,10 @@ var contractRows = []row{
 		run:    acquireCtxIsNotTheHold,
 	},
 	{
-		name:   "ttl-per-call",
-		clause: "A lease has the TTL of its own request. A backend may grant a longer one and says so; never a shorter one.",
-		run:    ttlPerCall,
+		name: "ttl-per-call",
+		clause: "A lease has the TTL of its own request. A backend may grant a longer one and says so; never a " +
+			"shorter one.",
+		run: ttlPerCall,
 	},
 	{
 		name:   "holder-dies",
@@ -154,9 +156,12 @@ func oneReleaseFrees(t *trial) {
 func keysAreIndependent(t *trial) {
 	l, _ := t.open()
 	observer, _ := t.open()
-	for _, key := range []string{"", strings.Repeat("k", locker.MaxKeyLength+1)} {
+	for what, key := range map[string]string{
+		"an empty key": "", "a key that is too long": strings.Repeat("k", locker.MaxKeyLength+1),
+		"a key with a NUL": t.key("k\x00"), "a key that is not UTF-8": t.key("k\xff"),
+	} {
 		if lease, err := l.Acquire(t.ctx, t.request(key, noWait)); err == nil || errors.Is(err, locker.ErrHeld) {
-			t.Errorf("a key of %d bytes: got token %d and %v, want an error that refuses it", len(key), lease.Token, err)
+			t.Errorf("%s: got token %d and %v, want an error that refuses it", what, lease.Token, err)
 		}
 	}
 

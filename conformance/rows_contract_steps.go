@@ -80,10 +80,14 @@ func receive[T any](t *trial, from <-chan T, within time.Duration, what string) 
 	return got
 }
 
+// kept is the moment before which the key of a lease that nobody extends cannot be granted to others. Half a
+// thousandth is left to the server's clock, which may be one that is being corrected.
+func kept(lease locker.Lease) time.Time { return lease.Start.Add(lease.TTL - lease.TTL/2000) }
+
 // expires fails the row if the key of a lease that nobody extends is free before its TTL is over, or still held by
-// T + G + X + s. Half a thousandth is left to the server's clock, which may be one that is being corrected.
+// T + G + X + s.
 func (t *trial) expires(observer locker.Locker, lease locker.Lease) {
-	end := lease.Start.Add(lease.TTL - lease.TTL/2000)
+	end := kept(lease)
 	for now := time.Now(); now.Before(end); now = time.Now() {
 		if early, held := t.try(observer, lease.Key); !held && time.Now().Before(end) {
 			t.Errorf("%q is free (granted with token %d) %v before its TTL of %v is over", lease.Key, early.Token, time.Until(end), lease.TTL)

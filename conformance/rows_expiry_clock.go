@@ -13,15 +13,17 @@ import (
 
 var clockRows = []row{
 	{
-		name:   "process-pause",
-		clause: "In a process that was stopped for longer than the TTL the very first Err tells the loss, before anything can be written.",
-		needs:  needProcess,
-		run:    processPause,
+		name: "process-pause",
+		clause: "In a process that was stopped for longer than the TTL the very first Err tells the loss, before " +
+			"anything can be written.",
+		needs: needProcess,
+		run:   processPause,
 	},
 	{
-		name:   "suspend",
-		clause: "Elapsed time is the larger of the monotonic clock and the boot clock, so that a suspended machine wakes up without trust; the wall clock does not matter.",
-		run:    suspend,
+		name: "suspend",
+		clause: "Elapsed time is the larger of the monotonic clock and the boot clock, so that a suspended " +
+			"machine wakes up without trust; the wall clock does not matter.",
+		run: suspend,
 	},
 }
 

@@ -147,8 +147,9 @@ func (t *trial) knew(lock *watched, granted time.Time) {
 	}
 }
 
-// expired waits for the holder's context after a loss that only the clock can have told of. Err was not asked before:
-// that would end the context too. It takes a timer and a goroutine; how much later than the deadline it was is the answer.
+// expired waits for the holder's context after a loss that only the clock can have told of. Err was not asked
+// before: that would end the context too. It takes a timer and a goroutine; how much later than the deadline it was
+// is the answer.
 func (t *trial) expired(lock *watched, granted time.Time) (late time.Duration) {
 	t.trusted(lock, granted)
 	if reason := t.endsBy(lock, granted.Add(t.TTL)); reason != locker.ReasonExpired {
@@ -157,8 +158,9 @@ func (t *trial) expired(lock *watched, granted time.Time) (late time.Duration) {
 	return lock.at.Sub(lock.Deadline())
 }
 
-// inTime fails the row if the contexts of lost locks ended too late. A quarter of them must have been in time, for a busy
-// machine now and then lets many timers wait together; a Client that only looks at the clock now and then has less.
+// inTime fails the row if the contexts of lost locks ended too late. A quarter of them must have been in time, for
+// a busy machine now and then lets many timers wait together; a Client that only looks at the clock now and then
+// has less.
 func (t *trial) inTime(late []time.Duration) {
 	slices.Sort(late)
 	if quartile := late[len(late)/4]; quartile > t.slack {

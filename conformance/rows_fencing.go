@@ -10,7 +10,8 @@ import (
 	"github.com/fec20105/locker"
 )
 
-// fencingRows check the tokens by which a resource can refuse late writers, and that they cost the server nothing for ever.
+// fencingRows check the tokens by which a resource can refuse late writers, and that they cost the server nothing
+// for ever.
 var fencingRows = []row{
 	{
 		name:   "tokens-increase",
@@ -225,7 +226,8 @@ func tokenRange(t *trial) {
 	key := t.key("")
 	seen := &tokens{t: t, key: key}
 	if t.SeedToken != nil {
-		seen.last = uint64(time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()) + 1 // odd: doubles that are rounded lose it
+		// Odd: doubles that are rounded lose it.
+		seen.last = uint64(time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()) + 1
 		t.outside("SeedToken", func(ctx context.Context) error { return t.SeedToken(ctx, key, seen.last) })
 	} else {
 		t.Logf("only with the tokens of today: the harness has no SeedToken")

@@ -10,14 +10,16 @@ import (
 
 var lateRows = []row{
 	{
-		name:   "late-extend",
-		clause: "Extend MUST NOT touch a successor's lease, also when it reaches the server long after its own lease has expired.",
-		run:    lateExtend,
+		name: "late-extend",
+		clause: "Extend MUST NOT touch a successor's lease, also when it reaches the server long after its own " +
+			"lease has expired.",
+		run: lateExtend,
 	},
 	{
-		name:   "late-release",
-		clause: "Release frees the lock if, and only if, this very grant still holds it, also when it reaches the server long after its lease has expired.",
-		run:    lateRelease,
+		name: "late-release",
+		clause: "Release frees the lock if, and only if, this very grant still holds it, also when it reaches the " +
+			"server long after its lease has expired.",
+		run: lateRelease,
 	},
 	{
 		name:   "late-acquire",
@@ -25,14 +27,15 @@ var lateRows = []row{
 		run:    lateAcquire,
 	},
 	{
-		name:   "slow-grant",
-		clause: "A grant whose answer comes when its TTL is over is an error, never an expired lease; the Client frees the key.",
-		run:    slowGrant,
+		name: "slow-grant",
+		clause: "A grant whose answer comes when its TTL is over is an error, never an expired lease; the Client " +
+			"frees the key.",
+		run: slowGrant,
 	},
 }
 
-// late sends a request of A's that is held up on the way, lets A's lease expire, and returns the lease that B is granted
-// meanwhile. After that land delivers the request and returns its answer.
+// late sends a request of A's that is held up on the way, lets A's lease expire, and returns the lease that B is
+// granted meanwhile. After that land delivers the request and returns its answer.
 func (t *trial) late(send func(ctx context.Context, a locker.Locker, lease locker.Lease) error) (b locker.Locker, lease locker.Lease, land func() error) {
 	a, net := t.open()
 	b, _ = t.open()

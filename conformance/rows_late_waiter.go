@@ -10,10 +10,11 @@ import (
 
 var deadWaiterRows = []row{
 	{
-		name:   "waiter-loses-session",
-		clause: "A waiter whose place at the server is gone MUST return an error or queue again; it MUST NOT be granted the lock by the dead place.",
-		needs:  needEndWait,
-		run:    waiterLosesSession,
+		name: "waiter-loses-session",
+		clause: "A waiter whose place at the server is gone MUST return an error or queue again; it MUST NOT be " +
+			"granted the lock by the dead place.",
+		needs: needEndWait,
+		run:   waiterLosesSession,
 	},
 	{
 		name:   "dead-waiter",
@@ -21,9 +22,10 @@ var deadWaiterRows = []row{
 		run:    deadWaiter,
 	},
 	{
-		name:   "dead-waiters",
-		clause: "Several waiters that have vanished delay those behind them by Fallback each at most, and by one Fallback if they vanished together.",
-		run:    deadWaiters,
+		name: "dead-waiters",
+		clause: "Several waiters that have vanished delay those behind them by Fallback each at most, and by one " +
+			"Fallback if they vanished together.",
+		run: deadWaiters,
 	},
 }
 

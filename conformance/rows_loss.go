@@ -19,15 +19,17 @@ var lossRows = []row{
 		run:    lostBeforeFreed,
 	},
 	{
-		name:   "hang",
-		clause: "A server that accepts everything and answers nothing is asked again, and the work is told before anybody else can be granted the lock.",
-		run:    hang,
+		name: "hang",
+		clause: "A server that accepts everything and answers nothing is asked again, and the work is told before " +
+			"anybody else can be granted the lock.",
+		run: hang,
 	},
 	{
-		name:   "evicted",
-		clause: "A holder whose lock was taken away is told at once on a live link, by the deadline otherwise; no renewal brings the lock back.",
-		needs:  needExpire,
-		run:    evicted,
+		name: "evicted",
+		clause: "A holder whose lock was taken away is told at once on a live link, by the deadline otherwise; no " +
+			"renewal brings the lock back.",
+		needs: needExpire,
+		run:   evicted,
 	},
 	{
 		name:   "healthy-after-loss",
@@ -35,14 +37,16 @@ var lossRows = []row{
 		run:    healthyAfterLoss,
 	},
 	{
-		name:   "quiet-after-release",
-		clause: "Once Release has returned, no request names that lock again; a Release that races with the heartbeat is no loss and leaves nothing.",
-		run:    quietAfterRelease,
+		name: "quiet-after-release",
+		clause: "Once Release has returned, no request names that lock again; a Release that races with the " +
+			"heartbeat is no loss and leaves nothing.",
+		run: quietAfterRelease,
 	},
 	{
-		name:   "release-while-down",
-		clause: "Release returns by its own time-out also without a link, with an error that is no loss; the lock then ends with its TTL.",
-		run:    releaseWhileDown,
+		name: "release-while-down",
+		clause: "Release returns by its own time-out also without a link, with an error that is no loss; the lock " +
+			"then ends with its TTL.",
+		run: releaseWhileDown,
 	},
 	{
 		name:   "locks-are-not-forgotten",
@@ -90,41 +94,53 @@ func hang(t *trial) {
 
 func evicted(t *trial) {
 	observer, _ := t.open()
-	t.parallel(2, func(i int) {
+	evictions := []struct {
+		name      string
+		cut       bool // the link is down
+		staysFree bool // nobody takes the key before the holder is told
+		reasons   []locker.Reason
+	}{
+		{name: "taken over", reasons: []locker.Reason{locker.ReasonTaken, locker.ReasonDisconnected}},
+		{name: "left free", staysFree: true, reasons: []locker.Reason{locker.ReasonTaken, locker.ReasonDisconnected}},
+		{name: "cut off", cut: true, reasons: []locker.Reason{locker.ReasonExpired}},
+	}
+	t.parallel(len(evictions), func(i int) {
+		e := evictions[i]
 		client, spy, net := t.spied()
-		lock := t.hold(client, t.key(strconv.Itoa(i)))
+		lock := t.hold(client, t.key(e.name))
 		t.pass(t.TTL/3 + rand.N(t.TTL/3)) // until any phase of the heartbeat
-		alive := i == 0
-		if !alive {
+		if e.cut {
 			net.Cut()
 		}
-		deadline := lock.Deadline()
 		t.expire(spy.lease(lock.Key()))
 
-		reasons := []locker.Reason{locker.ReasonTaken, locker.ReasonDisconnected}
 		told := time.Now().Add(t.soon())
 		switch {
-		case !alive:
-			reasons, told = []locker.Reason{locker.ReasonExpired}, deadline.Add(t.slack)
+		case e.cut:
+			told = lock.Deadline().Add(t.slack)
 		case !t.caps.ReportsLoss:
-			told = told.Add(t.TTL / 3)
+			told = told.Add(t.TTL / 3) // at the next heartbeat
+		}
+		mustBeTold := func() {
+			if reason := t.endsBy(lock, told); !slices.Contains(e.reasons, reason) {
+				t.Errorf("%s: the holder was told %v, want one of %v", e.name, reason, e.reasons)
+			}
+		}
+		if e.staysFree {
+			mustBeTold()
 		}
 		next, _ := t.freeWithin(observer, lock.Key(), time.Now(), t.soon())
 		if next.Token <= lock.Token() {
-			t.Errorf("token %d follows %d, which was evicted", next.Token, lock.Token())
+			t.Errorf("%s: token %d follows %d, which was evicted", e.name, next.Token, lock.Token())
 		}
-		if reason := t.endsBy(lock, told); !slices.Contains(reasons, reason) {
-			t.Errorf("the holder was told %v, want one of %v", reason, reasons)
-		}
+		mustBeTold()
 		net.Heal()
 		if err := lock.Extend(t.ctx); !errors.Is(err, locker.ErrLost) {
-			t.Errorf("Extend of a lock that was evicted: %v, want ErrLost", err)
+			t.Errorf("%s: Extend of a lock that was evicted: %v, want ErrLost", e.name, err)
 		}
-		if alive {
-			t.release(observer, next)
-			t.pass(t.TTL / 2) // longer than a heartbeat
-			t.mustBeFree(observer, lock.Key())
-		}
+		t.release(observer, next)
+		t.pass(t.TTL / 2) // longer than a heartbeat
+		t.mustBeFree(observer, lock.Key())
 	})
 }
 
@@ -264,7 +280,8 @@ func locksAreNotForgotten(t *trial) {
 	t.parallel(len(locks), func(i int) { // in the order of their deadlines, or nearly so
 		lease, granted := t.takeOver(observer, locks[i], cut.Add(t.freed()), ttl(4*t.TTL))
 		t.knew(locks[i], granted)
-		t.endsBy(locks[i], granted.Add(t.TTL)) // how late it may be is for other rows: here are many timers, and each must fire
+		// How late it may be is for other rows: here are many timers, and each must fire.
+		t.endsBy(locks[i], granted.Add(t.TTL))
 		leases[i] = lease
 	})
 

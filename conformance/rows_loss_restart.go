@@ -8,25 +8,28 @@ import (
 
 var restartRows = []row{
 	{
-		name:   "server-pause",
-		clause: "The work is told before a server that stands still and goes on later can give the lock to somebody else; a shorter pause costs nothing.",
-		needs:  needPause,
-		alone:  true,
-		run:    serverPause,
+		name: "server-pause",
+		clause: "The work is told before a server that stands still and goes on later can give the lock to " +
+			"somebody else; a shorter pause costs nothing.",
+		needs: needPause,
+		alone: true,
+		run:   serverPause,
 	},
 	{
-		name:   "restart",
-		clause: "A server that is killed and comes back with its data is a short outage, or an eviction where EarlyFree says restart; tokens go on growing where Fencing says crash.",
-		needs:  needCrash,
-		alone:  true,
-		run:    restart,
+		name: "restart",
+		clause: "A server that is killed and comes back with its data is a short outage, or an eviction where " +
+			"EarlyFree says restart; tokens go on growing where Fencing says crash.",
+		needs: needCrash,
+		alone: true,
+		run:   restart,
 	},
 	{
-		name:   "restart-without-data",
-		clause: "When a server comes back without its data its locks are lost by their deadline; tokens go on growing where Fencing says crash.",
-		needs:  needWipe,
-		alone:  true,
-		run:    restartWithoutData,
+		name: "restart-without-data",
+		clause: "When a server comes back without its data its locks are lost by their deadline; tokens go on " +
+			"growing where Fencing says crash.",
+		needs: needWipe,
+		alone: true,
+		run:   restartWithoutData,
 	},
 }
 

@@ -10,9 +10,10 @@ import (
 )
 
 var workRows = []row{{
-	name:   "compensation",
-	clause: "When the lock was lost Do answers ErrLost, also if the work succeeded, and the compensation has run once, after the work; it never runs otherwise.",
-	run:    compensation,
+	name: "compensation",
+	clause: "When the lock was lost Do answers ErrLost, also if the work succeeded, and the compensation has run " +
+		"once, after the work; it never runs otherwise.",
+	run: compensation,
 }}
 
 var (

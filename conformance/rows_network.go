@@ -72,10 +72,17 @@ var networkRows = []row{{
 	},
 }, {
 	name:   "faults-are-real-reset",
-	clause: "After a reset new connections work.",
+	clause: "A reset ends the connections, and new ones work.",
 	run: func(t *trial) {
 		l, net := t.open()
-		t.release(l, t.acquire(l, t.key("warm")))
+		observer, _ := t.open()
+		key := t.key("held")
+		lease := t.acquire(observer, key, ttl(10*t.TTL))
+		before := asked(net)
+		ended := make(chan error, 1)
+		t.spawn(func() { _, err := l.Acquire(t.ctx, t.request(key)); ended <- err })
+		t.waiting(observer, key, 1, before)
+		dials := net.Stats().Dials
 		net.Reset()
 		t.eventually(t.TTL, "an acquire works again", func() bool {
 			lease, err := l.Acquire(t.ctx, t.request(t.key("again"), noWait))
@@ -84,6 +91,11 @@ var networkRows = []row{{
 			}
 			return err == nil
 		})
+		// What has no connections to make again cannot go on with what it was doing.
+		if net.Stats().Dials == dials {
+			_ = receive(t, ended, t.soon(), "a wait ends when its link is reset: does the harness use the Network?")
+		}
+		t.release(observer, lease)
 	},
 }}
 

@@ -16,6 +16,7 @@ var waitingRows = []row{
 	{
 		name:   "handover",
 		clause: "Where Capabilities.Notifies, a release wakes the next waiter at once.",
+		alone:  true,
 		run:    handover,
 	},
 	{
@@ -72,7 +73,7 @@ func (t *trial) queueUp(l locker.Locker, net *Network, observer locker.Locker, k
 }
 
 func handover(t *trial) {
-	const handovers = 100
+	const handovers, rounds = 50, 3
 	if !t.caps.Notifies {
 		t.Skipf("the backend says that it does not notify")
 	}
@@ -80,22 +81,32 @@ func handover(t *trial) {
 	next, nextNet := t.open()
 	observer, _ := t.open()
 	key := t.key("")
-	lease := t.acquire(holder, key)
-	took := make([]time.Duration, handovers)
-	for i := range took {
-		granted := t.queueUp(next, nextNet, observer, key, 1)
-		released := time.Now()
-		t.release(holder, lease)
-		g := receive(t, granted, t.freed(), "a waiter gets the key that was released")
-		took[i], lease = g.at.Sub(released), g.lease
-		holder, holderNet, next, nextNet = next, nextNet, holder, holderNet
+	lease := t.acquire(holder, key, ttl(long))
+	round := func() []time.Duration {
+		took := make([]time.Duration, handovers)
+		for i := range took {
+			granted := t.queueUp(next, nextNet, observer, key, 1)
+			released := time.Now()
+			t.release(holder, lease)
+			g := receive(t, granted, t.freed(), "a waiter gets the key that was released")
+			took[i], lease = g.at.Sub(released), g.lease
+			holder, holderNet, next, nextNet = next, nextNet, holder, holderNet
+		}
+		slices.Sort(took)
+		return took
 	}
-	slices.Sort(took)
-	// The 99th percentile: one in a hundred may be an accident of the machine's.
-	if slow, limit := took[handovers-2], 3*t.rtt+t.slack; slow > limit {
-		t.Errorf("handovers took %v and %v; the limit is %v, three round trips of %v and the slack",
-			slow, took[handovers-1], limit, t.rtt)
+	// A machine that is busy makes some handovers slow, or all of them for a while. A backend that polls is slow
+	// always.
+	usual, most := 3*t.rtt+t.slack/3, 3*t.rtt+t.slack
+	for range rounds {
+		took := round()
+		if took[handovers/2] <= usual && took[handovers-2] <= most {
+			return
+		}
+		t.Logf("half of %d handovers took %v or more, and two %v or more", handovers, took[handovers/2], took[handovers-2])
 	}
+	t.Errorf("handovers were too slow %d times; with a round trip of %v half may take more than %v, and one more than %v",
+		rounds, t.rtt, usual, most)
 }
 
 func lostWakeup(t *trial) {
@@ -126,9 +137,8 @@ func vanishedHolder(t *trial) {
 	granted := t.queueUp(b, waiterNet, observer, key, 1)
 	net.Cut()
 	g := receive(t, granted, time.Until(lease.Start.Add(t.freed())), "a waiter gets the key of a holder that has vanished")
-	// Half a thousandth is left to the server's clock, which may be one that is being corrected.
-	if end := lease.Start.Add(lease.TTL - lease.TTL/2000); g.at.Before(end) {
-		t.Errorf("the waiter got the key %v before the TTL of %v was over", end.Sub(g.at), lease.TTL)
+	if early := kept(lease).Sub(g.at); early > 0 {
+		t.Errorf("the waiter got the key %v before the TTL of %v was over", early, lease.TTL)
 	}
 }
 
@@ -159,8 +169,8 @@ func fair(t *trial) {
 	}
 }
 
-// nobodyStarves lets 5 clients use a key for a moment, come back soon after, and fails the row if one of them waits while the
-// others get it 100 times.
+// nobodyStarves lets 5 clients use a key for a moment, come back soon after, and fails the row if one of them waits
+// while the others get it 100 times.
 func nobodyStarves(t *trial) {
 	const (
 		clients = 5
@@ -274,7 +284,8 @@ func smallPool(t *trial) {
 			}
 		})
 	}
-	// Each renewal comes a third of the TTL after the last; the next try, if one is not answered, would come after a half.
+	// Each renewal comes a third of the TTL after the last; the next try, if one is not answered, would come after
+	// a half.
 	least := t.TTL/2 - t.margin() - t.slack
 	for over := time.Now().Add(3 * t.TTL); time.Now().Before(over); t.pass(t.TTL / 50) {
 		left := time.Until(lock.Deadline())

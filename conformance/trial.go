@@ -324,16 +324,18 @@ func (t *trial) pass(d time.Duration) {
 	}
 }
 
-// poll asks cond every few milliseconds until it is true or d is over.
+// poll asks cond every few milliseconds until it is true, or false although it was asked when d was over: an answer that
+// was long on its way tells of the past.
 func poll(d time.Duration, cond func() bool) bool {
 	deadline := time.Now().Add(d)
 	tick := time.NewTicker(3 * time.Millisecond)
 	defer tick.Stop()
 	for {
+		asked := time.Now()
 		if cond() {
 			return true
 		}
-		if time.Now().After(deadline) {
+		if asked.After(deadline) {
 			return false
 		}
 		<-tick.C

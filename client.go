@@ -70,7 +70,14 @@ func (c *Client) Inspect(ctx context.Context, key string) (Holding, error) {
 		return Holding{}, &Error{Op: "inspect", Key: key, Err: err}
 	}
 	defer c.work.Done()
-	return inspector.Inspect(ctx, key)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(c.ctx, func() { cancel(ErrClosed) })()
+	holding, err := inspector.Inspect(ctx, key)
+	if err != nil && context.Cause(ctx) == ErrClosed { //nolint:errorlint // the very cause we set
+		err = &Error{Op: "inspect", Key: key, Err: ErrClosed}
+	}
+	return holding, err
 }
 
 // Acquire waits for the lock and holds it under a heartbeat until [Lock.Release]. The wait ends with ctx, or as WithWait and
@@ -143,6 +150,9 @@ func (c *Client) ask(ctx context.Context, req Request, s *settings) (*Lock, erro
 		// Whether the machine slept before or after Start cannot be known: count from an Extend during which it did not.
 		before = after
 		lease, err = c.locker.Extend(wait, lease)
+		if errors.Is(err, ErrLost) {
+			err = fmt.Errorf("%w: %v", errSuspended, err) //nolint:errorlint // ErrLost is no answer to an acquire
+		}
 		if after = c.clock.Now(); err == nil && after.Parted(before) {
 			err = errSuspended
 		}
@@ -154,14 +164,11 @@ func (c *Client) ask(ctx context.Context, req Request, s *settings) (*Lock, erro
 		return l, nil
 	}
 
-	asked := s.noWait && errors.Is(err, ErrHeld) && wait.Err() == nil // and that is all: nothing to withdraw
-	if asked {
-		c.endTurn(req.Key, turn)
-	} else {
-		c.work.Go(func() {
-			c.withdraw(wait, req, s)
-			c.endTurn(req.Key, turn)
-		})
+	if turn {
+		c.queue.pass(req.Key) // before the withdrawal, which takes long where the server cannot be reached
+	}
+	if asked := s.noWait && errors.Is(err, ErrHeld) && wait.Err() == nil; !asked { // only asked: nothing to withdraw
+		c.work.Go(func() { c.withdraw(wait, req, s) })
 	}
 	return nil, c.waitError(wait, req.Key, err)
 }
@@ -180,12 +187,6 @@ func (c *Client) waitError(wait context.Context, key string, err error) error {
 		return err
 	}
 	return &Error{Op: "acquire", Key: key, Err: err}
-}
-
-func (c *Client) endTurn(key string, turn bool) {
-	if turn {
-		c.queue.pass(key)
-	}
 }
 
 // withdraw undoes a request whose outcome is not known.
@@ -258,8 +259,8 @@ func (c *Client) drop(l *Lock) {
 func (c *Client) backend() string { return c.locker.Capabilities().Backend }
 
 // Close ends waits with ErrClosed, ends held locks with ReasonClosed and releases them at once, and waits for every goroutine
-// and callback that the Client started: let the work end before, and do not call it from a callback. It closes the
-// Locker only if Open made it. A second Close waits for the first, and answers nil.
+// and callback that the Client started: let the work end before, and do not call it from a callback. What is kept for its
+// minimum hold only stays at the server until its TTL is over. It closes the Locker only if Open made it. A second Close waits for the first, and answers nil.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {

@@ -66,7 +66,7 @@ func ExampleOpen() {
 	fmt.Println(err)
 	// Output:
 	// <nil>
-	// locker: mem: open: unknown parameter "ttl": mem:// has none
+	// locker: mem: open: a parameter is unknown: mem:// has none
 }
 
 // A Locker can be decorated before a Client is made of it.

@@ -71,9 +71,11 @@ func TestUnansweredTriesOverlap(t *testing.T) {
 		<-l.Done()
 		equal(t, "told at", s.now(), trust)
 		isLost(t, l.Err(), l, locker.ReasonExpired)
-		equal(t, "tries", s.moments("extend"), seconds(3, 4.5, 6, 7.5))
+		// Half a period apart at first, then a third of what is left, and an eighth of a period at least.
+		tries := seconds(3, 4.5, 5.969333333, 6.948888888, 7.601925925, 8.037283950, 8.412283950, 8.787283950)
+		equal(t, "tries", s.moments("extend"), tries)
 		s.at(2 * ttl)
-		equal(t, "tries after the loss", s.moments("extend"), seconds(3, 4.5, 6, 7.5))
+		equal(t, "tries after the loss", s.moments("extend"), tries)
 		equal(t, "the clean-up comes when the server's own time is over", s.moments("release"), seconds(9))
 		equal(t, "deadline", l.Deadline().Sub(s.made), trust)
 	})
@@ -103,7 +105,12 @@ func TestTriesOfAShortHeartbeatReachToTheEnd(t *testing.T) {
 func TestLateAnswerCountsFromItsSend(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s, c := setup(t)
-		s.on("extend", first(travels(0, 5*time.Second), hung, hung, hung, hung, hung, hung))
+		s.on("extend", func(n int) fate {
+			if n == 1 {
+				return travels(0, 5*time.Second)
+			}
+			return hung
+		})
 		l := acquire(t, c)
 		s.at(8*time.Second - 1)
 		equal(t, "deadline before the answer", l.Deadline().Sub(s.made), trust)
@@ -118,7 +125,7 @@ func TestLateAnswerCountsFromItsSend(t *testing.T) {
 func TestAnswerAfterTheDeadlineIsNoRescue(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s, c := setup(t)
-		s.on("extend", first(deaf(0, trust-ttl/3+1), hung, hung, hung))
+		s.on("extend", first(deaf(0, trust-ttl/3+1), hung, hung, hung, hung, hung, hung, hung, hung, hung))
 		l := acquire(t, c)
 		<-l.Done()
 		equal(t, "told at", s.now(), trust)
@@ -180,6 +187,26 @@ func TestFailuresAreRetriedWithJitterUntilTheDeadline(t *testing.T) {
 	}
 	if spread < 10*time.Millisecond {
 		t.Errorf("the first retries of 20 runs lie within %v", spread)
+	}
+}
+
+// The same for an outage in which nothing is answered.
+func TestHangThatEndsBeforeTheDeadlineIsSurvived(t *testing.T) {
+	for _, end := range []time.Duration{ttl / 2, ttl * 3 / 4, ttl * 9 / 10, trust - ttl/20} {
+		bubble(t, func(t *testing.T) {
+			s, c := setup(t)
+			s.on("extend", func(int) fate {
+				if s.now() < end {
+					return hung
+				}
+				return delivered
+			})
+			l := acquire(t, c)
+			s.at(2 * ttl)
+			if err := l.Err(); err != nil {
+				t.Errorf("a hang of %v: %v, after tries at %v", end, err, s.moments("extend"))
+			}
+		})
 	}
 }
 

@@ -29,10 +29,10 @@ type Lock struct {
 
 	timer    *time.Timer   // runs step when there is something to decide
 	nextTry  time.Time     // when to renew
+	asked    bool          // the heartbeat has asked since the last success
 	tries    int           // renewals under way
 	idle     chan struct{} // made when somebody waits for tries to be zero, closed then
 	failures int           // answered with an error since the last success
-	tried    bool          // the heartbeat has asked since the last success
 	failing  bool          // a renewal has failed or is not answered in time
 	warned   bool          // in this lapse
 
@@ -42,8 +42,8 @@ type Lock struct {
 	answer   error         // of Release
 }
 
-// The most renewals of one lock that are under way at a time.
-const maxTries = 4
+// The most renewals of one lock that its heartbeat has under way at a time.
+const maxTries = 8
 
 var errSuspended = errors.New("the machine was suspended while the server was asked")
 
@@ -88,10 +88,12 @@ func (l *Lock) accept(lease Lease, before, now clock.Reading) {
 		lease.Start = before.Mono // a backend that errs must not gain trust by it
 	}
 	l.lease.Start, l.lease.TTL, l.lease.State = lease.Start, lease.TTL, lease.State
-	l.from = before
+	if l.from.Mono.IsZero() || !lease.Start.Before(before.Mono) {
+		l.from = before // else the answer is to a request that was under way already: an earlier reading is the safe one
+	}
 	l.deadline = lease.Start.Add(lease.TTL - margin(lease.TTL))
 	l.nextTry = lease.Start.Add(l.every())
-	l.failures, l.tried, l.failing, l.warned = 0, false, false, false
+	l.failures, l.asked, l.failing, l.warned = 0, false, false, false
 }
 
 // every is the heartbeat's period.
@@ -119,6 +121,7 @@ func (l *Lock) Token() uint64 { return l.lease.Token }
 func (l *Lock) Deadline() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	_ = l.check(l.client.clock.Now()) // a suspend has brought it nearer
 	return l.deadline
 }
 
@@ -131,7 +134,8 @@ func (l *Lock) Err() error {
 	return l.check(l.client.clock.Now())
 }
 
-// Done returns a channel that is closed when the lock ends.
+// Done returns a channel that is closed when the lock ends. It takes a timer: after a suspend of the machine it comes up
+// to a third of the TTL after waking, while Err tells at once.
 func (l *Lock) Done() <-chan struct{} { return l.ctx.Done() }
 
 // Context returns a context that ends with the lock; its cause ([context.Cause]) is a *LostError or ErrReleased. It has the
@@ -173,6 +177,11 @@ func (c boundContext) Err() error {
 
 // check ends the lock if its time is over, and returns how it ended.
 func (l *Lock) check(now clock.Reading) error {
+	if l.end == nil && now.Parted(l.from) {
+		if sooner := now.Mono.Add(l.left(now)); sooner.Before(l.deadline) {
+			l.deadline = sooner
+		}
+	}
 	switch {
 	case l.end != nil:
 	case l.left(now) <= 0:
@@ -241,24 +250,32 @@ func (l *Lock) step() {
 	}
 	renew := false
 	if l.renewsIn(now) <= 0 {
-		l.failing = l.failing || l.tried // that one should have been answered by now
-		l.tried = true
-		// As long as no answer comes, the tries that are left are spread over the time that is left.
-		l.nextTry = now.Mono.Add(max(l.every()/2, l.left(now)/time.Duration(max(maxTries-l.tries, 1))))
+		l.failing = l.failing || l.asked // that one should have been answered by now
+		l.asked = true
+		l.nextTry = now.Mono.Add(l.patience(now))
 		if renew = l.tries < maxTries; renew {
 			l.tries++
+			l.client.work.Add(1) // while the lock itself is counted
 		}
 	}
 	l.timer.Reset(l.untilNext(now))
 	l.mu.Unlock()
 	if renew {
+		defer l.client.work.Done()
 		_ = l.renew(l.ctx) // its outcome is in the lock
 	}
 }
 
+// patience is how long a try may be unanswered before the next one begins. Towards the deadline they come closer to each other,
+// because an outage may end shortly before; and those that are left reach until then.
+func (l *Lock) patience(now clock.Reading) time.Duration {
+	left := l.left(now)
+	return max(l.every()/8, min(l.every()/2, left/3), left/time.Duration(max(maxTries-l.tries, 1)))
+}
+
 // untilNext tells when step has something to do again.
 func (l *Lock) untilNext(now clock.Reading) time.Duration {
-	next := min(l.left(now), l.renewsIn(now), l.warnsIn(now))
+	next := min(l.left(now), l.renewsIn(now), l.warnsIn(now), l.every()) // timers stand still in a suspend: look now and then
 	if l.settings.maxHold > 0 {
 		next = min(next, l.settings.maxHold-l.held(now))
 	}
@@ -370,8 +387,14 @@ func (l *Lock) Extend(ctx context.Context) error {
 			break
 		}
 	}
-	if err != nil && l.Err() != nil {
-		return l.ended(l.Err())
+	if err == nil {
+		return nil
+	}
+	if end := l.Err(); end != nil {
+		return l.ended(end)
+	}
+	if _, wrapped := errors.AsType[*Error](err); !wrapped {
+		err = &Error{Op: "extend", Key: l.lease.Key, Backend: l.client.backend(), Err: err}
 	}
 	return err
 }

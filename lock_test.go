@@ -179,6 +179,22 @@ func TestSuspendDuringBothIsNoGrant(t *testing.T) {
 	})
 }
 
+// What an acquire answers is never ErrLost: nothing was granted to its caller.
+func TestLeaseLostInASuspendIsNoLossToTheCaller(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := &napping{spy: newSpy(t)}
+		n.on("acquire", first(n.nap))
+		n.on("extend", func(int) fate {
+			n.store.Expire("k")
+			return delivered
+		})
+		l, err := newClient(t, n).Acquire(t.Context(), "k")
+		if l != nil || err == nil || errors.Is(err, locker.ErrLost) {
+			t.Errorf("got %v, %v", l, err)
+		}
+	})
+}
+
 func TestSuspendDuringExtendAsksOnceMore(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := &napping{spy: newSpy(t)}
@@ -187,7 +203,7 @@ func TestSuspendDuringExtendAsksOnceMore(t *testing.T) {
 		n.at(3 * time.Second)
 		synctest.Wait()
 		equal(t, "extends", n.moments("extend"), seconds(3, 3))
-		equal(t, "deadline while the second is under way", l.Deadline().Sub(n.made), trust)
+		equal(t, "deadline, nearer by the nap, while the second is under way", l.Deadline().Sub(n.made), trust-time.Second)
 		n.at(4 * time.Second)
 		synctest.Wait()
 		equal(t, "deadline after it", l.Deadline().Sub(n.made), 3*time.Second+trust)

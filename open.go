@@ -163,7 +163,7 @@ func parseURL(raw string) (*url.URL, error) {
 	}
 	for parameter := range strings.SplitSeq(u.RawQuery, "&") {
 		if parameter != "" && !strings.Contains(parameter, "=") {
-			// The rest of a password with an "&", perhaps: a backend would tell its name as that of an unknown parameter.
+			// The rest of a password with an "&", perhaps.
 			return nil, fmt.Errorf("the %s URL has a parameter without a value: write name=value, and & in values as %%26", scheme)
 		}
 	}

@@ -100,7 +100,7 @@ func TestOpenErrors(t *testing.T) {
 		testScheme + "://host/nil":           "locker: open-test.1+x: open: ",
 		"mem://":                             "mem://NAME",
 		"mem://name?password=a&s3cret":       "parameter without a value",
-		"mem://name?ttl=3":                   `unknown parameter "ttl"`,
+		"mem://name?ttl=3":                   `a parameter is unknown`,
 	} {
 		c, err := locker.Open(t.Context(), raw)
 		if c != nil || err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "locker: ") {
@@ -231,7 +231,7 @@ func FuzzOpenSecrets(f *testing.F) {
 					scheme + ":user:" + p + "@" + hosts,
 					"user:" + p + "@" + hosts + path,
 				}
-				if _, more, _ := strings.Cut(p, "&"); !strings.Contains(more, "=") { // which would be another parameter, and names of unknown ones are told
+				{
 					urls = append(urls,
 						scheme+"://"+hosts+path+"?password="+p,
 						scheme+"://user:"+p+"@"+hosts+path+"?a=b&password="+p)

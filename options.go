@@ -159,8 +159,8 @@ func WithHolder(label string) Option {
 }
 
 // WithMinHold keeps the lock for at least d from its grant, also if it is released earlier, so that schedulers whose clocks
-// differ by less than d run a job once. It is not kept when it was lost. d is at most the TTL, and the server
-// keeps the lock also if this process ends meanwhile.
+// differ by less than d run a job once. It is not kept when it was lost. d is at most the TTL. If the Client is closed or the
+// process ends meanwhile, the server keeps the lock until the TTL is over: choose one that is not much longer than d.
 func WithMinHold(d time.Duration) Option {
 	return positive("WithMinHold", d, func(s *settings) { s.minHold = d })
 }

@@ -216,3 +216,18 @@ func TestLossPassesTheTurnOn(t *testing.T) {
 		equal(t, "asked when the trust was over", s.moments("acquire")[1], trust)
 	})
 }
+
+// A server that refuses everything refuses each caller at once: none waits for the withdrawal of the one before.
+func TestDeadServerAnswersEveryoneAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, c := setup(t)
+		s.on("acquire", always(refused))
+		s.on("release", always(refused))
+		for range 5 {
+			if _, err := c.Acquire(t.Context(), "k"); err == nil {
+				t.Error("acquired from a server that refuses")
+			}
+		}
+		equal(t, "answered after", s.now(), 0)
+	})
+}

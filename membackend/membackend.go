@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"sync"
@@ -282,6 +283,9 @@ func (b *Backend) Acquire(ctx context.Context, req locker.Request) (locker.Lease
 func (b *Backend) Extend(ctx context.Context, lease locker.Lease) (locker.Lease, error) {
 	if err := cmp.Or(b.ready(ctx), b.own(lease)); err != nil {
 		return lease, failed("extend", lease.Key, err)
+	}
+	if lease.TTL < locker.MinTTL || lease.TTL > locker.MaxTTL {
+		return lease, failed("extend", lease.Key, fmt.Errorf("a TTL of %v is not between %v and %v", lease.TTL, locker.MinTTL, locker.MaxTTL))
 	}
 	fresh, err := b.store.extend(lease)
 	return fresh, failed("extend", lease.Key, err)

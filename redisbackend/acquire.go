@@ -111,6 +111,7 @@ func (b *Backend) poll(ctx context.Context, req locker.Request, g *grant, mode .
 	c := &call{script: acquireScript, key: stateKey(b.prefix, req.Key), args: args, durable: true}
 	if err := b.pipeline.do(ctx, c); err != nil {
 		g.settled = false
+		b.settled.suspend()
 		return locker.Lease{}, nil, err
 	}
 	g.settled = g.settled && c.sent == 1

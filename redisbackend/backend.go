@@ -1,6 +1,6 @@
 // Package redisbackend keeps locks on a Redis or Valkey server, version 6.2 or later.
 //
-// Importing it registers the URL schemes redis, rediss (TLS) and unix (a socket) with [locker.Open]; [New] takes a
+// Importing it registers the URL schemes redis, rediss (TLS) and redis+unix (a socket) with [locker.Open]; [New] takes a
 // client that the program already has.
 //
 // # What is promised
@@ -21,10 +21,12 @@
 // # What is on the server
 //
 // All keys of the lock "invoice/42" begin with locker:{invoice/42}, and all of them expire: the lock's state, which also
-// keeps its last token, a day after its last use; what remembers a released request after 15 seconds; the queue 14
-// seconds after the last poll. A user with limited rights needs those keys, the channels locker:*, and the commands EVAL,
-// EVALSHA, SUBSCRIBE, PUBLISH, PING, INFO, TIME, GET, MGET, SET, PEXPIRE, PEXPIREAT and those of sorted sets; for
-// listing also SCAN, with replicas also WAIT.
+// keeps its last token, one to two days after its last lease; what remembers a released request after 15 seconds; the
+// queue 14 seconds after the last poll. In a cluster they stand in one slot; scripts are told the first key only.
+//
+// A user with limited rights needs those keys, the channels locker:*, and the commands EVAL, EVALSHA, SUBSCRIBE, PUBLISH,
+// PING, INFO, TIME, GET, MGET, SET, SETRANGE, PEXPIRE and those of sorted sets; for listing also SCAN, with replicas
+// also WAIT.
 package redisbackend
 
 import (
@@ -123,6 +125,9 @@ func newBackend(ctx context.Context, client redis.UniversalClient, closeClient f
 	case *redis.ClusterClient:
 		pool = client.Options().PoolSize
 	}
+	if _, ring := client.(*redis.Ring); ring {
+		return nil, errors.New("a *redis.Ring moves keys to other servers, and with them locks: give a *redis.Client or *redis.ClusterClient")
+	}
 	if _, single := client.(*redis.Client); opts.Replicas < 0 || opts.Replicas > 0 && !single {
 		return nil, fmt.Errorf("%d replicas cannot be demanded: give 0 or more, with a *redis.Client (its server has the replicas)", opts.Replicas)
 	}
@@ -137,12 +142,19 @@ func newBackend(ctx context.Context, client redis.UniversalClient, closeClient f
 	b.notices = newNotices(client, b.channel)
 	b.shut = sync.OnceValue(func() (err error) {
 		close(b.closed)
-		b.notices.stop()
+		unsubscribed := b.notices.stop()
 		b.pipeline.close()
 		if closeClient != nil {
+			// A subscription that ends by itself is not reported as a bad one in the log of go-redis.
+			grace := time.NewTimer(50 * time.Millisecond)
+			defer grace.Stop()
+			select {
+			case <-unsubscribed:
+			case <-grace.C:
+			}
 			err = closeClient() // cuts short what is under way
 		}
-		b.notices.running.Wait()
+		<-unsubscribed
 		b.pipeline.workers.Wait()
 		return err
 	})
@@ -192,6 +204,9 @@ func (b *Backend) Capabilities() locker.Capabilities {
 func (b *Backend) Extend(ctx context.Context, lease locker.Lease) (locker.Lease, error) {
 	if _, err := b.grantOf(lease); err != nil {
 		return locker.Lease{}, b.fail("extend", lease.Key, err)
+	}
+	if lease.TTL < locker.MinTTL || lease.TTL > locker.MaxTTL {
+		return locker.Lease{}, b.fail("extend", lease.Key, fmt.Errorf("a TTL of %v is not between %v and %v", lease.TTL, locker.MinTTL, locker.MaxTTL))
 	}
 	c := &call{script: extendScript, key: stateKey(b.prefix, lease.Key), args: []any{lease.ID, micros(lease.TTL)}, durable: true}
 	if err := b.pipeline.do(ctx, c); err != nil {

@@ -32,9 +32,9 @@ type notices struct {
 	grants  map[string]*grant // by request ID: those that wait, or hold and want to be told of a loss
 	started bool
 
-	ctx     context.Context // ends with stop
-	cancel  context.CancelFunc
-	running sync.WaitGroup
+	ctx    context.Context // ends with stop
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when run has returned
 }
 
 // grant is a request that waits for a lock or holds it. It is the State of its lease.
@@ -47,7 +47,7 @@ type grant struct {
 }
 
 func newNotices(client redis.UniversalClient, channel string) *notices {
-	n := &notices{client: client, channel: channel, pingInterval: pingInterval, grants: make(map[string]*grant)}
+	n := &notices{client: client, channel: channel, pingInterval: pingInterval, grants: make(map[string]*grant), ended: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n
 }
@@ -57,9 +57,9 @@ func (n *notices) add(id string, g *grant) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.grants[id] = g
-	if !n.started && n.ctx.Err() == nil {
+	if !n.started {
 		n.started = true
-		n.running.Go(n.run)
+		go n.run()
 	}
 }
 
@@ -82,15 +82,21 @@ func (n *notices) remove(id string) *grant {
 	return g
 }
 
-// stop ends the subscription.
-func (n *notices) stop() {
+// stop ends the subscription. The channel is closed when that is done: at once, unless a connection is being made.
+func (n *notices) stop() (ended <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cancel()
+	if !n.started {
+		n.started = true
+		close(n.ended)
+	}
+	return n.ended
 }
 
 // run keeps the subscription until stop.
 func (n *notices) run() {
+	defer close(n.ended)
 	backoff := minBackoff
 	for {
 		if n.listen() {

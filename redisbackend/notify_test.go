@@ -19,10 +19,7 @@ func TestSilentSubscription(t *testing.T) {
 	n.pingInterval = 20 * time.Millisecond
 	g := &grant{wake: make(chan struct{}, 1)}
 	n.add("id", g)
-	defer func() {
-		n.stop()
-		n.running.Wait()
-	}()
+	defer func() { <-n.stop() }()
 	woken := func() bool {
 		select {
 		case <-g.wake:

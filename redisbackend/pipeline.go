@@ -86,6 +86,7 @@ type call struct {
 	err       error
 	confirmed bool // false if durable and too few replicas confirmed
 	done      chan struct{}
+	dropped   bool // nobody waits for the answer; guarded by the pipeline's mu
 }
 
 func newPipeline(client redis.UniversalClient, own bool, limit, replicas int) *pipeline {
@@ -169,7 +170,7 @@ func (p *pipeline) direct(ctx context.Context, c *call) bool {
 	p.active--
 	p.fast = c.err == nil
 	for _, o := range offered {
-		if isTimeout(o.err) && !p.closed {
+		if isTimeout(o.err) && !p.closed && !o.dropped {
 			p.queue = append(p.queue, o)
 		} else {
 			close(o.done)
@@ -240,7 +241,7 @@ func isTimeout(err error) bool {
 		errors.As(err, &netErr) && netErr.Timeout()
 }
 
-// drop takes a call out of the queue, unless it is on its way.
+// drop takes a call out of the queue, unless it is on its way: then it is not sent again.
 func (p *pipeline) drop(c *call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,6 +251,7 @@ func (p *pipeline) drop(c *call) {
 			return
 		}
 	}
+	c.dropped = true
 }
 
 // dispatch wakes or starts a worker for what is queued, now or when the batches under way have become slow. It is

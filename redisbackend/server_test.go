@@ -50,7 +50,7 @@ func refuses(t *testing.T, rawURL string, words ...string) {
 func TestBadURLs(t *testing.T) {
 	t.Parallel()
 	for url, word := range map[string]string{
-		"redis://127.0.0.1:1?pasword=s3cret":            `unknown parameter "pasword": known are ca, db, dial_timeout, pool_size, prefix, replicas`,
+		"redis://127.0.0.1:1?pasword=s3cret":            `a parameter is unknown: known are ca, db, dial_timeout, pool_size, prefix, replicas`,
 		"redis://127.0.0.1:1?db=one":                    "db must be a number from 0",
 		"redis://127.0.0.1:1?db=-1":                     "db must be a number from 0",
 		"redis://127.0.0.1:1?db=1&db=2":                 "db is given 2 times",
@@ -253,8 +253,13 @@ func TestReplicas(t *testing.T) {
 	if err := replica.SlaveOf(t.Context(), host, port).Err(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the replica follows", func() bool {
-		return strings.Contains(admin.Info(t.Context(), "replication").Val(), "state=online")
+	eventually(t, "the replica confirms what is written", func() bool {
+		pipe := admin.Pipeline()
+		pipe.Set(t.Context(), "written", "", time.Minute)
+		confirmed := pipe.Do(t.Context(), "wait", 1, 100)
+		_, err := pipe.Exec(t.Context())
+		n, _ := confirmed.Int()
+		return err == nil && n == 1
 	})
 	lease := acquire(t, l, request("k"))
 	if n := replica.Exists(t.Context(), "locker:{k}").Val(); n != 1 {

@@ -122,7 +122,8 @@ func readParams(params url.Values, readers map[string]func(string) error) error 
 				known = append(known, name)
 			}
 			slices.Sort(known)
-			return fmt.Errorf("unknown parameter %q: known are %s", param, strings.Join(known, ", "))
+			// Its name is not told: it may be the rest of a password with an "&".
+			return fmt.Errorf("a parameter is unknown: known are %s", strings.Join(known, ", "))
 		}
 		if len(values) != 1 {
 			return fmt.Errorf("the parameter %s is given %d times", param, len(values))

@@ -3,7 +3,6 @@ package httplock
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 
 	"github.com/fec20105/locker"
@@ -13,8 +12,8 @@ func init() { locker.Register("httplock", fromURL) }
 
 // fromURL makes a Backend from httplock://host:port.
 func fromURL(_ context.Context, cfg locker.Config) (locker.Locker, error) {
-	for param := range cfg.URL.Query() {
-		return nil, fmt.Errorf("unknown parameter %q: httplock:// has none", param)
+	if cfg.URL.RawQuery != "" {
+		return nil, errors.New("a parameter is unknown: httplock:// has none")
 	}
 	_, port, err := net.SplitHostPort(cfg.URL.Host)
 	if err != nil || port == "" || cfg.URL.User != nil || cfg.URL.Path != "" {

@@ -33,6 +33,16 @@ if state and ends == 0 then
   end
 end
 
+-- The same for a lease that has expired: no late copy of its request may be granted again.
+local fate = 'done'
+if state and ends > 0 and ends <= now then
+  if holds(state, me) then
+    return -1
+  elseif now - ends <= tombstone * 1000 then
+    last, fate = string.match(rest(state), '^%S+'), 'lost'
+  end
+end
+
 -- A request that was told to wait stands in the queue, even if the state that says so was deleted meanwhile.
 local member = me .. ' ' .. ARGV[3]
 local queue, first
@@ -49,7 +59,7 @@ if ends <= now and (not first or first == member or queue.turn(member, now, sinc
   end
   lease(redis.call, token, now, ttl, expiry, first and '1' or '0', member .. ' ' .. ARGV[4])
   if last and last ~= '' then
-    redis.call('SET', KEYS[1] .. ':gone:' .. last, 'done', 'PX', tombstone)
+    redis.call('SET', KEYS[1] .. ':gone:' .. last, fate, 'PX', tombstone)
   end
   if first then
     queue.leave(member)

@@ -6,6 +6,9 @@ local state = redis.call('GET', KEYS[1])
 local now = clock()
 local token, ends = read(state)
 local waiters = redis.call('ZCOUNT', KEYS[1] .. ':seen', now - patience, '+inf')
+if (tonumber(redis.call('ZSCORE', KEYS[1] .. ':seen', '')) or 0) >= now - patience then
+  waiters = waiters - 1
+end
 if ends <= now then
   return {0, 0, '', '', waiters}
 end

@@ -39,19 +39,29 @@ local function open_queue()
   end
 
   -- Whether a request may take a lock that became free at that time although it is not the first. The first was woken
-  -- then. If it stays silent it is dead or deaf, and so is everybody else who has not polled: all of them are woken once
+  -- then, and is woken again: that time is kept as the member ''. If it stays silent it is dead or deaf, and so is everybody else who has not polled: all of them are woken once
   -- more, and those who poll in time, and go on polling, still come first. The others lose their place.
   function queue.turn(member, now, since)
+    if since > now then
+      since = now - 2 * grace -- the clock was set back
+    end
     local alive, silent = math.max(since, now - 2 * grace), {}
     for _, other in ipairs(redis.call('ZRANGE', order, 0, 99)) do
       if other == member then
         break
-      elseif (tonumber(redis.call('ZSCORE', seen, other)) or 0) >= alive then
+      end
+      local polled = tonumber(redis.call('ZSCORE', seen, other)) or 0
+      if polled >= alive and polled <= now then
         return false
       end
       table.insert(silent, other)
     end
-    local over = now - since > grace
+    local woken = tonumber(redis.call('ZSCORE', seen, '')) or 0
+    if woken < since or woken > now then
+      redis.call('ZADD', seen, now, '')
+      woken = now
+    end
+    local over = now - woken > grace
     for _, other in ipairs(silent) do
       if over then
         queue.leave(other)

@@ -254,6 +254,11 @@ func (t *trial) wait(done <-chan struct{}, d time.Duration) bool {
 	case <-done:
 		return true
 	case <-timer.C:
+	}
+	select { // both may be ready
+	case <-done:
+		return true
+	default:
 		return false
 	}
 }

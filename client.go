@@ -131,7 +131,10 @@ func (c *Client) ask(ctx context.Context, req Request, s *settings) (*Lock, erro
 	turn := true
 	if s.noWait {
 		var holder *Lock
-		if turn, holder = c.queue.try(req.Key); holder != nil {
+		if turn, holder = c.queue.try(req.Key); holder != nil && holder.Err() != nil {
+			turn, holder = c.queue.try(req.Key) // nobody had noticed its end: the process was stopped, or the machine suspended
+		}
+		if holder != nil {
 			return nil, holder.heldError()
 		}
 	} else if err := c.queue.take(wait, req.Key); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"strings"
 	"sync"
@@ -232,6 +233,38 @@ func TestInspect(t *testing.T) {
 	equal(t, "Locker", c.Locker(), locker.Locker(back))
 }
 
+// slow is a spy that can be asked who holds a key, and never answers.
+type slow struct{ *spy }
+
+func (s slow) Inspect(ctx context.Context, _ string) (locker.Holding, error) {
+	s.note(call{op: "inspect"})
+	<-ctx.Done()
+	return locker.Holding{}, ctx.Err()
+}
+
+func TestCloseEndsAnInspect(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newSpy(t)
+		c := newClient(t, slow{s})
+		var ended time.Duration
+		go func() {
+			_, err := c.Inspect(t.Context(), "k")
+			if !errors.Is(err, locker.ErrClosed) || errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want ErrClosed alone", err)
+			}
+			ended = s.now()
+		}()
+		synctest.Wait()
+		s.at(time.Second)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		equal(t, "inspects", len(s.seen("inspect")), 1)
+		equal(t, "ended at", ended, time.Second)
+	})
+}
+
 func TestClose(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newSpy(t)
@@ -324,6 +357,40 @@ func TestCloseWaitsForWhatTheClientStarted(t *testing.T) {
 		both.Wait()
 		equal(t, "clean-ups", len(s.seen("release")), 1)
 	})
+}
+
+// The last thing that a renewal does is to log; what it logs to may be gone after Close.
+func TestCloseWaitsForTheLog(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newSpy(t)
+		s.on("extend", always(refused))
+		log := &slowLog{lines: make(chan string, 10)}
+		c := newClient(t, s, locker.WithLogger(slog.New(log)))
+		acquire(t, c)
+		s.at(ttl / 3)
+		synctest.Wait() // the first renewal has failed, and is being logged
+		equal(t, "lines", len(log.lines), 0)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		equal(t, "lines", len(log.lines), 1)
+		equal(t, "line", <-log.lines, "renewal failed")
+		equal(t, "closed at", s.now(), ttl/3+time.Minute)
+	})
+}
+
+// slowLog takes a minute for a line.
+type slowLog struct {
+	slog.Handler
+	lines chan string
+}
+
+func (l *slowLog) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l *slowLog) Handle(_ context.Context, r slog.Record) error {
+	time.Sleep(time.Minute)
+	l.lines <- r.Message
+	return nil
 }
 
 func TestCloseDoesNotWaitForAMinimumHold(t *testing.T) {

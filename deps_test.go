@@ -20,14 +20,14 @@ const self = "github.com/fec20105/locker"
 var importRules = map[string][]string{
 	".":                   {"internal/clock", "github.com/google/uuid"},
 	"membackend":          {".", "internal/clock"},
-	"filebackend":         {".", "internal/clock", "golang.org/x/sys"},
+	"filebackend":         {".", "internal/clock", "github.com/fsnotify/fsnotify", "golang.org/x/sys"},
 	"redisbackend":        {".", "internal/clock", "github.com/redis/go-redis/v9"},
-	"etcdbackend":         {".", "internal/clock", "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3"},
+	"etcdbackend":         {".", "internal/clock", "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3", "go.uber.org/zap", "google.golang.org/grpc"},
 	"pgbackend":           {".", "internal/clock", "github.com/jackc/pgx/v5"},
 	"conformance":         {".", "internal/clock", "github.com/anishathalye/porcupine", "github.com/google/uuid", "golang.org/x/sys"}, // the last two come with "." anyway
 	"internal/clock":      {"golang.org/x/sys"},
 	"internal/servertest": {},
-	"cmd/":                {".", "internal/clock", "conformance", "membackend", "filebackend", "redisbackend", "etcdbackend", "pgbackend"},
+	"cmd/":                {".", "internal/clock", "conformance", "membackend", "filebackend", "redisbackend", "etcdbackend", "pgbackend", "golang.org/x/sys"},
 	"examples/":           {".", "membackend", "filebackend", "redisbackend", "etcdbackend", "pgbackend"},
 }
 

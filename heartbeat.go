@@ -59,7 +59,7 @@ func (l *Lock) patience(now clock.Reading) time.Duration {
 
 // untilNext tells when step has something to do again.
 func (l *Lock) untilNext(now clock.Reading) time.Duration {
-	next := min(l.left(now), l.renewsIn(now), l.warnsIn(now), l.every()) // timers stand still in a suspend: look now and then
+	next := min(l.left(now), l.renewsIn(now), l.warnsIn(now), l.lease.TTL/3) // timers stand still in a suspend: look now and then
 	if l.settings.maxHold > 0 {
 		next = min(next, l.settings.maxHold-l.held(now))
 	}

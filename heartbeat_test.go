@@ -1,6 +1,7 @@
 package locker_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -135,6 +136,23 @@ func TestAnswerAfterTheDeadlineIsNoRescue(t *testing.T) {
 	})
 }
 
+// A server may answer at the very moment of expiry: what comes after the deadline that stood when it was asked does not
+// count, even if the lock has been renewed meanwhile.
+func TestAnswerAfterItsOwnDeadlineDoesNotCount(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, c := setup(t)
+		s.on("extend", first(func(context.Context, func() (locker.Lease, error)) (locker.Lease, error) {
+			time.Sleep(trust - ttl/3 + 1)
+			return locker.Lease{Key: "k", TTL: ttl, Start: time.Now()}, nil
+		}))
+		l := acquire(t, c)
+		s.at(trust + 1)
+		synctest.Wait()
+		equal(t, "extends", s.moments("extend"), seconds(3, 4.5, 7.5))
+		equal(t, "deadline", l.Deadline().Sub(s.made), 7500*time.Millisecond+trust)
+	})
+}
+
 func TestOlderAnswerTakesNoTrustAway(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s, c := setup(t)
@@ -231,21 +249,29 @@ func TestOutageThatEndsBeforeTheDeadlineIsSurvived(t *testing.T) {
 	}
 }
 
-// A try that hangs until its own deadline says nothing of the lease that a later one has renewed.
+// A try that hangs until its own deadline, or fails later than the next one has renewed, says nothing of the lease that
+// the next one has got.
 func TestStaleFailureIsNoLapse(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		warned := 0
-		s, c := setup(t, locker.WithWarning(trust-ttl/10, func(*locker.Lock) { warned++ }))
-		s.on("extend", first(hung))
-		acquire(t, c)
-		s.at(4600 * time.Millisecond) // the second try has renewed
-		synctest.Wait()
-		warned = 0
-		s.at(ttl + ttl/3)
-		synctest.Wait()
-		equal(t, "warnings", warned, 0)
-		equal(t, "extends", s.moments("extend"), seconds(3, 4.5, 7.5, 10.5))
-	})
+	fails := func(ctx context.Context, _ func() (locker.Lease, error)) (locker.Lease, error) {
+		return locker.Lease{}, cmp.Or(sleep(ctx, 2*time.Second), errRefused)
+	}
+	for name, late := range map[string]fate{"hangs": hung, "fails": fails} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				warned := 0
+				s, c := setup(t, locker.WithWarning(trust-ttl/10, func(*locker.Lock) { warned++ }))
+				s.on("extend", first(late))
+				acquire(t, c)
+				s.at(4600 * time.Millisecond) // the second try has renewed
+				synctest.Wait()
+				warned = 0
+				s.at(ttl + ttl/3)
+				synctest.Wait()
+				equal(t, "warnings", warned, 0)
+				equal(t, "extends", s.moments("extend"), seconds(3, 4.5, 7.5, 10.5))
+			})
+		})
+	}
 }
 
 func TestExtendThatItsCallerGivesUpIsNoFailure(t *testing.T) {

@@ -336,6 +336,9 @@ func (l *Lock) releaseAnswer(err error) error {
 // keepMinHold leaves the lock at the server if it has not been held for long enough, and plans its release. Without this
 // process the server keeps it that long too: a minimum hold is at most the TTL, and no lease begins before the first.
 func (l *Lock) keepMinHold() bool {
+	if l.settings.minHold == 0 {
+		return false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.client.clock.Now()

@@ -46,8 +46,8 @@ func TestDeadlineCountsFromTheGrantAfterAWait(t *testing.T) {
 func TestStartInTheFutureIsNotBelieved(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s, c := setup(t)
-		wrong := func(_ context.Context, ask func() (locker.Lease, error)) (locker.Lease, error) {
-			lease, err := ask()
+		wrong := func(ctx context.Context, ask func() (locker.Lease, error)) (locker.Lease, error) {
+			lease, err := travels(0, time.Second)(ctx, ask)
 			lease.Start = lease.Start.Add(time.Hour)
 			return lease, err
 		}
@@ -55,7 +55,7 @@ func TestStartInTheFutureIsNotBelieved(t *testing.T) {
 		s.on("extend", always(wrong))
 		l := acquire(t, c)
 		equal(t, "deadline", l.Deadline().Sub(s.made), trust)
-		s.at(4 * time.Second)
+		s.at(4*time.Second + 1)
 		equal(t, "deadline of the renewal", l.Deadline().Sub(s.made), 3*time.Second+trust)
 	})
 }
@@ -126,6 +126,7 @@ func TestSuspendShortensTrust(t *testing.T) {
 		l := acquire(t, newClient(t, n, locker.WithoutHeartbeat()))
 		n.at(time.Second)
 		n.suspend(4 * time.Second)
+		equal(t, "deadline", l.Deadline().Sub(n.made), trust-4*time.Second)
 		n.at(trust - 4*time.Second - 1)
 		if err := l.Err(); err != nil {
 			t.Error("too early:", err)
@@ -133,6 +134,29 @@ func TestSuspendShortensTrust(t *testing.T) {
 		n.at(trust - 4*time.Second)
 		isLost(t, l.Err(), l, locker.ReasonExpired)
 	})
+}
+
+// Timers stand still in a suspend. Whatever the heartbeat's period is, the clocks are looked at soon after waking.
+func TestDoneSoonAfterASuspend(t *testing.T) {
+	rare := locker.WithHeartbeat(ttl * 8 / 9)
+	for name, opts := range map[string][]locker.Option{
+		"default": nil, "rare heartbeat": {rare}, "no heartbeat": {locker.WithoutHeartbeat()}, "no rare heartbeat": {rare, locker.WithoutHeartbeat()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				n := &napping{spy: newSpy(t)}
+				l := acquire(t, newClient(t, n, opts...))
+				n.suspend(ttl)
+				n.at(ttl / 3)
+				synctest.Wait()
+				select {
+				case <-l.Done():
+				default:
+					t.Errorf("not done %v after a suspend of %v", ttl/3, ttl)
+				}
+			})
+		})
+	}
 }
 
 func TestSuspendIsMadeUpByTheNextRenewal(t *testing.T) {
@@ -216,6 +240,34 @@ func TestSuspendDuringExtendAsksOnceMore(t *testing.T) {
 	})
 }
 
+// A backend may answer with a keepalive that was sent before, and shared by several locks: a suspend between that and this
+// call counts.
+func TestSuspendBeforeASharedExtendCounts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := &napping{spy: newSpy(t)}
+		n.on("extend", always(func(_ context.Context, ask func() (locker.Lease, error)) (locker.Lease, error) {
+			lease, err := ask()
+			lease.Start = n.made.Add(2 * time.Second)
+			return lease, err
+		}))
+		l := acquire(t, newClient(t, n, locker.WithoutHeartbeat()))
+		n.at(2500 * time.Millisecond)
+		n.suspend(4 * time.Second)
+		n.at(3 * time.Second)
+		if err := l.Extend(t.Context()); err != nil {
+			t.Error("Extend:", err)
+		}
+		end := 2*time.Second + trust - 4*time.Second
+		equal(t, "deadline", l.Deadline().Sub(n.made), end)
+		n.at(end - 1)
+		if err := l.Err(); err != nil {
+			t.Error("too early:", err)
+		}
+		n.at(end)
+		isLost(t, l.Err(), l, locker.ReasonExpired)
+	})
+}
+
 func TestLostByTheBackend(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s, c := setup(t)
@@ -265,6 +317,20 @@ func TestMaxHold(t *testing.T) {
 		equal(t, "released", s.moments("release"), seconds(27))
 		equal(t, "extends after the loss", len(s.seen("extend")), 6)
 		equal(t, "held in the end", len(s.store.Holdings()), 0)
+	})
+}
+
+// What a lock that has ended would wait for, Close does not.
+func TestCloseAfterAMaxHold(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, c := setup(t, locker.WithMaxHold(5*time.Second))
+		l := acquire(t, c)
+		<-l.Done()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		equal(t, "closed at", s.now(), 5*time.Second)
+		equal(t, "released", s.moments("release"), seconds(5))
 	})
 }
 
@@ -394,5 +460,24 @@ func TestExtend(t *testing.T) {
 			t.Error("after a release:", err)
 		}
 		equal(t, "requests after a release", len(s.seen("extend")), asked)
+	})
+}
+
+// An Extend that hangs keeps no Release waiting.
+func TestReleaseEndsAnExtend(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, c := setup(t)
+		l := acquire(t, c)
+		s.on("extend", always(hung))
+		answered := make(chan error, 1)
+		go func() { answered <- l.Extend(context.Background()) }()
+		s.at(time.Second)
+		if err := l.Release(t.Context()); err != nil {
+			t.Error("Release:", err)
+		}
+		equal(t, "released at", s.now(), time.Second)
+		if err := <-answered; !errors.Is(err, locker.ErrReleased) {
+			t.Error("Extend:", err)
+		}
 	})
 }

@@ -71,7 +71,7 @@ type Locker interface {
 	// Capabilities.Fencing reaches. A backend may grant a longer TTL than requested, never a shorter one.
 	//
 	// Acquire is idempotent by req.ID: a retried request MUST NOT be granted twice or stand in the queue twice, and
-	// one that reaches the server after its own withdrawal (see Release) MUST neither be granted nor queued.
+	// one that reaches the server after its own release or withdrawal (see Release) MUST neither be granted nor queued.
 	//
 	// A waiter whose place at the server is gone (its session died, its server forgot it) MUST return an error or
 	// queue again; it MUST NOT be granted the lock by the dead place.
@@ -117,9 +117,10 @@ type Locker interface {
 	Capabilities() Capabilities
 
 	// Close ends waits with ErrClosed, waits for what the Locker started, and frees its connections, but not a client
-	// library's client that was handed in. Later calls answer ErrClosed; a second Close answers nil. What is still
-	// held is left to expire; where Capabilities.EarlyFree has EarlyFreeDisconnect it is freed at once, and
-	// Request.Lost is called with ReasonClosed before. Client releases its own locks first.
+	// library's client that was handed in. It returns within seconds, also when the server does not answer. Later calls
+	// answer ErrClosed; a second Close answers nil. What is still held is left to expire; where Capabilities.EarlyFree
+	// has EarlyFreeDisconnect it is freed at once, and Request.Lost is called with ReasonClosed before. Client releases
+	// its own locks first.
 	Close() error
 }
 
@@ -381,7 +382,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Holding is what an operator sees of one key. A zero Token says that nobody holds it.
 type Holding struct {
-	Key, ID, Holder string // Holder is "" where Capabilities.Labels is false
+	Key, ID, Holder string // ID is "" if not known, Holder where Capabilities.Labels is false
 	Token           uint64
 	Since           time.Time     // when it was granted, by the server's clock; zero if not known
 	Remaining       time.Duration // until it ends unless extended; 0 if not known

@@ -58,7 +58,8 @@ func defaultSettings() settings {
 	}
 }
 
-// with returns the settings changed by opts, which are checked together: their order does not matter.
+// with returns the settings changed by opts, a later one over an earlier of its kind. They are checked together, so that those
+// of different kinds may come in any order.
 func with[O DoOption](s *settings, opts []O) (*settings, error) {
 	if len(opts) == 0 {
 		return s, nil

@@ -176,6 +176,21 @@ func TestNoWaitAnswersFromWhatTheProcessKnows(t *testing.T) {
 }
 
 // While another goroutine is still asking, nobody in the process knows: the server is asked.
+// Timers stand still in a suspend: a lock that has ended in it holds nobody up.
+func TestNoWaitAsksAfterASuspend(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := &napping{spy: newSpy(t)}
+		c := newClient(t, n)
+		l := acquire(t, c)
+		n.suspend(ttl)
+		if _, err := c.Acquire(t.Context(), "k", locker.WithNoWait()); !errors.Is(err, locker.ErrHeld) {
+			t.Error("the store, whose time stood still:", err)
+		}
+		equal(t, "acquires", len(n.seen("acquire")), 2)
+		isLost(t, l.Err(), l, locker.ReasonExpired)
+	})
+}
+
 func TestNoWaitAsksWhereNobodyKnows(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s, c := setup(t)

@@ -27,14 +27,21 @@ type guard struct {
 	folder  string
 	killer  *exec.Cmd
 	remover *exec.Cmd
-	alive   *os.File // held by this program alone
-	inUse   *os.File // held by this program and by every server
+	alive   *os.File            // held by this program alone
+	inUse   *os.File            // held by this program and by every server
+	account *syscall.Credential // under which servers run; nil: this program's
 }
 
 // When a program dies while its server is paused, the kernel sends SIGHUP to the whole group (it has become an orphan
 // with a stopped member): that must not end the killer before its work is done.
 const (
-	killerScript  = `trap "" HUP INT TERM; read -r line; kill -s KILL 0`
+	// Processes of a server may have left the group, as those of PostgreSQL do. While their parents stand still their
+	// numbers cannot become those of others.
+	killerScript = `trap "" HUP INT TERM; read -r line
+servers=$(ps -A -o pid= -o pgid= | while read -r pid group; do [ "$group" != $$ ] || [ "$pid" = $$ ] || echo "$pid"; done)
+kill -s STOP $servers
+kill -s KILL $(ps -A -o pid= -o ppid= | while read -r pid parent; do for s in $servers; do [ "$parent" != "$s" ] || echo "$pid"; done; done)
+kill -s KILL 0`
 	removerScript = `trap "" HUP INT TERM; read -r line; rm -rf -- "$1"`
 )
 
@@ -81,11 +88,11 @@ func (g *guard) start(command []string) (*process, error) {
 	cmd := exec.CommandContext(context.Background(), command[0], command[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = g.folder, log, log
 	cmd.ExtraFiles = []*os.File{g.inUse}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: g.killer.Process.Pid}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: g.killer.Process.Pid, Credential: g.account}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd: cmd, done: make(chan struct{})}
+	p := &process{cmd: cmd, done: make(chan struct{}), polite: syscall.SIGTERM}
 	go func() {
 		defer close(p.done)
 		_ = cmd.Wait() // cmd.ProcessState tells how it ended
@@ -109,8 +116,11 @@ func (g *guard) close() error {
 
 // process is one run of a server.
 type process struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	cmd    *exec.Cmd
+	done   chan struct{}  // closed when it has ended
+	family bool           // it has processes of its own, which stop and die with it
+	polite syscall.Signal // asks it to end
+	stands bool           // it was paused
 }
 
 func (p *process) ended() bool {
@@ -124,6 +134,12 @@ func (p *process) ended() bool {
 
 // kill ends the process at once and waits until it is gone.
 func (p *process) kill() error {
+	if p.family && !p.ended() {
+		// While it stands still it makes no more of them.
+		if err := errors.Join(p.pause(), p.signalChildren(syscall.SIGKILL)); err != nil && !p.ended() {
+			return err
+		}
+	}
 	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
@@ -133,10 +149,11 @@ func (p *process) kill() error {
 
 // stop lets the process end in its own way. A paused one goes on first.
 func (p *process) stop(ctx context.Context) error {
-	for _, signal := range []os.Signal{syscall.SIGTERM, syscall.SIGCONT} {
-		if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return err
-		}
+	if err := p.cmd.Process.Signal(p.polite); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	if err := p.resume(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
 	}
 	select {
 	case <-p.done:
@@ -148,6 +165,9 @@ func (p *process) stop(ctx context.Context) error {
 
 // pause returns when the process has stopped, not merely when it has been told to.
 func (p *process) pause() error {
+	if p.stands {
+		return nil // the kernel tells of each stop once
+	}
 	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
@@ -159,11 +179,15 @@ func (p *process) pause() error {
 		case err != nil:
 			return err
 		case status.Stopped():
-			return nil
+			p.stands = true
+			return p.signalChildren(syscall.SIGSTOP)
 		default:
 			return errors.New("it ended instead")
 		}
 	}
 }
 
-func (p *process) resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+func (p *process) resume() error {
+	p.stands = false
+	return errors.Join(p.signalChildren(syscall.SIGCONT), p.cmd.Process.Signal(syscall.SIGCONT))
+}

@@ -7,6 +7,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -16,8 +19,13 @@ const childState = "LOCKER_SERVERTEST_CHILD"
 
 func child(state string) {
 	ctx := context.Background()
+	kind, state, _ := strings.Cut(state, "/")
 	for {
 		s, err := StartRedis(ctx, RedisOptions{Private: true})
+		if kind == "postgres" {
+			_ = s.Stop()
+			s, err = StartPostgres(ctx, PostgresOptions{Private: true})
+		}
 		if err == nil {
 			switch state {
 			case "paused":
@@ -37,13 +45,22 @@ func child(state string) {
 
 func TestKilledProgram(t *testing.T) {
 	requireRedis(t)
-	for _, state := range []string{"serving", "paused", "down"} {
+	states := []string{"redis/serving", "redis/paused", "redis/down"}
+	if _, err := lookPostgres("initdb"); err == nil {
+		states = append(states, "postgres/serving", "postgres/paused", "postgres/down")
+	}
+	for _, state := range states {
 		t.Run(state, func(t *testing.T) {
 			t.Parallel()
 			tmp := t.TempDir()
+			for _, folder := range []string{tmp, filepath.Dir(tmp)} { // the server may run under another account
+				if err := os.Chmod(folder, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
 			program := startChild(t, state, tmp)
 			reached, err := bufio.NewReader(program.stdout).ReadString('\n')
-			if want := state + " <nil>\n"; reached != want || err != nil {
+			if want := path.Base(state) + " <nil>\n"; reached != want || err != nil {
 				t.Fatalf("the child says %q (%v), want %q", reached, err, want)
 			}
 			if left := leftovers(t, tmp); len(left) < 3 {
@@ -57,7 +74,7 @@ func TestKilledProgram(t *testing.T) {
 		t.Parallel()
 		for range 40 {
 			tmp := t.TempDir()
-			program := startChild(t, "starting", tmp)
+			program := startChild(t, "redis/starting", tmp)
 			<-time.After(rand.N(100 * time.Millisecond)) // no event to wait for: any moment will do
 			program.kill()
 			expectNothingLeft(t, tmp)

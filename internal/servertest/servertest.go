@@ -6,6 +6,8 @@
 // with a shell.
 //
 //	LOCKER_TEST_REDIS=redis://…        use this server instead of a private one
+//	LOCKER_TEST_ETCD=etcd://…          the same
+//	LOCKER_TEST_POSTGRES=postgres://…  the same
 //	LOCKER_TEST_REQUIRE=redis,etcd,…   fail instead of skip where one of these is missing
 package servertest
 
@@ -23,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -57,6 +60,10 @@ type kind struct {
 	prepare func(folder string, port int) ([]string, error)
 	// ready answers nil once this very server, and not another that took the port, serves clients.
 	ready func(ctx context.Context, folder string) error
+
+	account *syscall.Credential // under which it runs; nil: this program's
+	family  bool                // it has processes of its own
+	polite  syscall.Signal      // asks it to end; 0: SIGTERM
 }
 
 // start starts a private server on a port of its own and waits until it serves.
@@ -71,7 +78,12 @@ func start(ctx context.Context, k kind) (*Server, error) {
 		if s.guard, err = newGuard(k.name); err != nil {
 			return nil, fmt.Errorf("servertest: start %s: %w", k.name, err)
 		}
-		err = s.prepare()
+		if s.guard.account = k.account; k.account != nil {
+			err = os.Chown(s.guard.folder, int(k.account.Uid), int(k.account.Gid))
+		}
+		if err == nil {
+			err = s.prepare()
+		}
 		if err == nil {
 			err = s.launch(ctx)
 		}
@@ -112,6 +124,11 @@ func (s *Server) prepare() error {
 	if err := os.Mkdir(data, 0o755); err != nil {
 		return err
 	}
+	if a := s.guard.account; a != nil {
+		if err := os.Chown(data, int(a.Uid), int(a.Gid)); err != nil {
+			return err
+		}
+	}
 	var err error
 	s.command, err = s.kind.prepare(s.guard.folder, s.port)
 	return err
@@ -126,6 +143,9 @@ func (s *Server) launch(ctx context.Context) error {
 		return err
 	}
 	s.current, s.paused = run, false
+	if run.family = s.kind.family; s.kind.polite != 0 {
+		run.polite = s.kind.polite
+	}
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -50,3 +50,9 @@ func Skip(tb testing.TB, name, reason string) {
 	}
 	tb.Skip(reason)
 }
+
+// Postgres is StartPostgres for a test, as Redis is StartRedis.
+func Postgres(tb testing.TB, opts PostgresOptions) *Server {
+	tb.Helper()
+	return use(tb, "postgres", func(ctx context.Context) (*Server, error) { return StartPostgres(ctx, opts) })
+}

@@ -14,25 +14,26 @@ import (
 )
 
 var brokenLockers = []faultyLocker{
-	{name: "release without owner check", rows: []string{"late-release"}, server: releaseWithoutOwner},
-	{name: "extend without owner check", rows: []string{"late-extend"}, server: extendWithoutOwner},
+	{name: "release without owner check", rows: []string{"late-release", "release-twice", "release-is-idempotent"}, server: releaseWithoutOwner},
+	{name: "extend without owner check", rows: []string{"late-extend", "extend-is-idempotent"}, server: extendWithoutOwner},
 	{name: "extend that re-creates", rows: []string{"evicted", "no-resurrection"}, server: extendThatRecreates(true), promises: noLossReport},
 	{name: "extend that re-creates a free key", rows: []string{"evicted", "no-resurrection"}, server: extendThatRecreates(false), promises: noLossReport},
 	{name: "deadline from the reply", rows: []string{"conservative-deadline"}, client: always(deadlineFromReply)},
-	{name: "no deadline timer", rows: []string{"lost-before-freed", "hang"}, client: always(renewedWithoutAnswer)},
+	{name: "no deadline timer", rows: []string{"lost-before-freed", "hang", "server-pause", "early-warning"}, client: always(renewedWithoutAnswer)},
 	{name: "one error means lost", rows: []string{"blip"}, client: always(errorMeansLost)},
 	{name: "heartbeat survives release", rows: []string{"quiet-after-release"}, client: always(heartbeatOfItsOwn)},
 	{name: "expired lease returned", rows: []string{"slow-grant"}, client: always(grantFromReply)},
 	{name: "token of the shared counter", rows: []string{"token-is-the-grants"}, server: sharedCounter},
-	{name: "token reset by a restart", rows: []string{"restart", "token-survives-crash"}, forgets: true},
-	{name: "lock kept on a timed-out wait", rows: []string{"wait-bound-race"}, server: always(waitGoesOn)},
+	{name: "token reset by a restart", rows: []string{"restart", "restart-without-data", "token-survives-crash"}, forgets: true},
+	{name: "lock kept on a timed-out wait", rows: []string{"wait-bound-race", "late-acquire", "ambiguous-acquire"}, server: always(waitGoesOn)},
 	{name: "same client enters twice", rows: []string{"exclusive-same-client"}, server: always(reentrant)},
-	{name: "a dead waiter inherits", rows: []string{"dead-waiter"}, server: always(waiterNeverExpires)},
+	{name: "a dead waiter inherits", rows: []string{"dead-waiter", "dead-waiters"}, server: always(waiterNeverExpires)},
 	{name: "notification without fallback", rows: []string{"lost-wakeup"}, client: wakeUps(0), promises: fallback},
-	{name: "early free", rows: []string{"no-heartbeat"}, server: always(ttlAtServer(half))},
+	{name: "deaf after a cut", rows: []string{"wakeups-return"}, client: deafAfterACut(longFallback), promises: slowFallback},
+	{name: "early free", rows: []string{"no-heartbeat", "max-hold"}, server: always(ttlAtServer(half))},
 	{name: "key aliasing", rows: []string{"keys-are-independent"}, server: always(renamesKeys(strings.ToLower))},
 	{name: "a repeated release answered as lost", rows: []string{"ambiguous-release"}, server: releasesOnce},
-	{name: "a heartbeat that keeps neighbours alive", rows: []string{"shared-timer"}, server: always(extendsAll)},
+	{name: "a heartbeat that keeps neighbours alive", rows: []string{"shared-timer", "release-lost-in-blip"}, server: always(extendsAll)},
 
 	{name: "two holders now and then", rows: []string{"belief-windows", "belief-windows-under-faults", "linearizable"}, server: secondHolders},
 	{name: "polls slowly", rows: []string{"handover", "vanished-holder"}, client: polls(func(int) time.Duration { return 2 * time.Second })},
@@ -47,12 +48,58 @@ var brokenLockers = []faultyLocker{
 	{name: "a retry counts from its own sending", rows: []string{"acquire-is-idempotent"}, server: always(grantFromReply)},
 	{name: "a request that was over comes back", rows: []string{"acquire-is-idempotent"}, server: always(comesBack)},
 	{name: "close waits for answers", rows: []string{"close"}, client: always(closeWaitsForAnswers)},
+	{name: "close leaves its waits in the queue", rows: []string{"close"}, server: closeLeavesWaits},
+
+	{name: "release that frees now and then", rows: []string{"one-release-frees"}, server: always(releasesNowAndThen)},
+	{name: "the deadline of the call ends the hold", rows: []string{"acquire-ctx-is-not-the-hold"}, client: always(deadlineEndsHold)},
+	{name: "a ctx that ends frees the neighbours", rows: []string{"neighbours-survive"}, client: always(ctxEndsAll)},
+	{name: "slow to give up", rows: []string{"wait-bound", "cancel-waiting"}, client: always(slowToGiveUp)},
+	{name: "a wait that forgets that the key was held", rows: []string{"wait-bound"}, client: always(forgetsHeld)},
+	{name: "sends for a ctx that is done", rows: []string{"cancelled-before"}, client: always(sendsAnyway)},
+	{name: "extend that asks nobody", rows: []string{"heartbeat-holds"}, client: always(asksNobody)},
+	{name: "never well again", rows: []string{"healthy-after-loss"}, client: always(neverWell)},
+	{name: "release that always says yes", rows: []string{"release-while-down"}, client: always(alwaysYes)},
+	{name: "one key is not given up", rows: []string{"locks-are-not-forgotten"}, client: always(oneIsNotGivenUp)},
+	{name: "trusts for ever", rows: []string{"compensation", "no-heartbeat"}, client: always(trustsForEver)},
+	{name: "start by the wall clock", rows: []string{"suspend"}, client: always(startByWallClock)},
+	{name: "the same token after an expiry", rows: []string{"tokens-increase"}, server: sameTokenAfterExpiry},
+	{name: "things are left for ever", rows: []string{"no-leftovers"}, server: always(leavesThings)},
+
+	{name: "a waiter counts from the reply", rows: []string{"waited-grant"}, client: always(waiterCountsFromReply)},
+	{name: "the timer of a waiter begins with its wait", rows: []string{"waited-grant"}, server: always(timerOfTheWait)},
+	{name: "a wait cannot be withdrawn", rows: []string{"withdrawn-while-waiting"}, server: always(waitIsNotWithdrawn)},
+	{name: "release in two steps", rows: []string{"late-by-a-moment"}, server: inTwoSteps(false)},
+	{name: "extend in two steps", rows: []string{"late-by-a-moment"}, server: inTwoSteps(true)},
+	{name: "extend that re-creates now and then", rows: []string{"no-resurrection"}, server: always(recreatesNowAndThen)},
+	{name: "extend that re-creates after a restart", rows: []string{"restart"}, server: always(recreatesAfterRestart)},
+	{name: "freed a little early", rows: []string{"ttl-per-call", "dropped-locker"}, server: always(ttlAtServer(little))},
+	{name: "a short TTL becomes a long one", rows: []string{"ttl-per-call"}, server: always(ttlAtServer(notShort))},
+	{name: "a very long TTL overflows", rows: []string{"ttl-per-call"}, server: always(ttlAtServer(overflows))},
+	{name: "a reset is answered as held", rows: []string{"ambiguous-acquire"}, client: always(resetMeansHeld)},
+	{name: "one who asks once overtakes", rows: []string{"fair"}, client: overtakes},
+	{name: "errors without a call", rows: []string{"faults-are-real-cut", "keys-are-independent"}, client: always(bareErrors)},
+	{name: "a grant of another request", rows: []string{"exclusive"}, client: always(grantOfAnother)},
+	{name: "capabilities that change", rows: []string{"exclusive"}, promises: changing()},
+	{name: "goroutines pile up", rows: []string{"nothing-piles-up"}, client: always(pilesUp(false))},
+	{name: "connections pile up", rows: []string{"nothing-piles-up"}, client: always(pilesUp(true))},
+
+	{name: "the label of the first holder", rows: []string{"exclusive"}, server: firstLabel},
+	{name: "labels are cut", rows: []string{"exclusive", "inspect"}, server: always(cutLabels)},
+	{name: "the time of another TTL remains", rows: []string{"exclusive"}, server: always(remainsOfAnother)},
+	{name: "lost is called at release", rows: []string{"lost-is-called-once"}, server: lostAtRelease},
+	{name: "lost is called twice", rows: []string{"lost-is-called-once"}, server: always(lostTwice)},
+	{name: "inspect that knows nothing", rows: []string{"inspect"}, server: sees(nothing)},
+	{name: "inspect that is late", rows: []string{"inspect"}, server: sees(theFirst())},
+	{name: "list that forgets one", rows: []string{"list"}, server: listsBut},
+	{name: "list that does not end", rows: []string{"list"}, server: listsOn},
+	{name: "break without a look at the token", rows: []string{"break", "token-range"}, server: breaksAnything},
 }
 
 // mendedLockers are made like broken ones, and pass.
 var mendedLockers = []faultyLocker{
 	{name: "server that is killed", rows: []string{"restart", "restart-without-data", "token-survives-crash"}},
 	{name: "notification with fallback", rows: []string{"lost-wakeup", "handover", "vanished-holder"}, client: wakeUps(fallbackPeriod), promises: fallback},
+	{name: "notification that returns", rows: []string{"wakeups-return"}, client: wakeUps(longFallback), promises: slowFallback},
 	{name: "fast polls", rows: []string{"fair"}, client: polls(func(int) time.Duration { return time.Millisecond }), promises: notFair},
 }
 
@@ -66,6 +113,11 @@ func freesOnDisconnect(caps *locker.Capabilities) { caps.EarlyFree |= locker.Ear
 func notFair(caps *locker.Capabilities) { caps.Fair, caps.Notifies = false, false }
 
 const fallbackPeriod = 50 * time.Millisecond
+
+// longFallback is so long that nobody takes a poll for a wake-up, however much the suite allows a slow machine.
+var longFallback = 4 * slack()
+
+func slowFallback(caps *locker.Capabilities) { caps.Fallback, caps.Fair = 2*longFallback, false }
 
 func fallback(caps *locker.Capabilities) { caps.Fallback, caps.Fair = 4*fallbackPeriod, false }
 

@@ -3,7 +3,9 @@ package conformance
 import (
 	"context"
 	"errors"
+	"iter"
 	"sync"
+	"time"
 
 	"github.com/fec20105/locker"
 	"github.com/fec20105/locker/membackend"
@@ -16,9 +18,10 @@ var errKilled = errors.New("connection reset: the server was killed")
 type mortal struct {
 	forgets bool
 
-	mu   sync.Mutex
-	life *life
-	last uint64 // token
+	mu     sync.Mutex
+	life   *life
+	last   uint64        // token
+	paused chan struct{} // nil unless it stands still; closed when it goes on
 }
 
 // life is the time between two restarts.
@@ -49,6 +52,48 @@ func (m *mortal) restart(context.Context) error {
 	}
 	m.begin()
 	return nil
+}
+
+func (m *mortal) pause(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.paused = make(chan struct{})
+	return nil
+}
+
+func (m *mortal) resume(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.paused)
+	m.paused = nil
+	return nil
+}
+
+// stands waits while the server stands still.
+func (m *mortal) stands(ctx context.Context) error {
+	m.mu.Lock()
+	paused := m.paused
+	m.mu.Unlock()
+	if paused == nil {
+		return nil
+	}
+	select {
+	case <-paused:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// leftovers are the locks that are held; those that are held for a day count as immortal.
+func (m *mortal) leftovers(context.Context) (all, immortal []string, err error) {
+	for _, holding := range m.store().Holdings() {
+		all = append(all, holding.Key)
+		if holding.Remaining > 24*time.Hour {
+			immortal = append(immortal, holding.Key)
+		}
+	}
+	return all, immortal, nil
 }
 
 func (m *mortal) now() *life {
@@ -83,7 +128,12 @@ func (c *connection) call(ctx context.Context, request func(context.Context, *li
 	if c.ctx.Err() != nil {
 		return locker.ErrClosed
 	}
-	err := request(ctx, now, now.store.Locker())
+	err := c.server.stands(ctx)
+	if err == nil {
+		err = request(ctx, now, now.store.Locker())
+	} else {
+		err = &locker.Error{Backend: "mortal", Op: "call", Err: err}
+	}
 	if cause := context.Cause(ctx); err != nil && (errors.Is(cause, errKilled) || errors.Is(cause, locker.ErrClosed)) {
 		return &locker.Error{Backend: "mortal", Op: "call", Err: cause}
 	}
@@ -150,6 +200,36 @@ func (c *connection) Inspect(ctx context.Context, key string) (holding locker.Ho
 		return err
 	})
 	return holding, err
+}
+
+func (c *connection) List(ctx context.Context) iter.Seq2[locker.Holding, error] {
+	return func(yield func(locker.Holding, error) bool) {
+		err := c.call(ctx, func(ctx context.Context, now *life, l locker.Locker) error {
+			for holding, err := range l.(locker.Lister).List(ctx) {
+				if err != nil {
+					return err
+				}
+				holding.Token += now.base
+				if !yield(holding, nil) {
+					return nil
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			yield(locker.Holding{}, err)
+		}
+	}
+}
+
+func (c *connection) Break(ctx context.Context, held locker.Holding) error {
+	return c.call(ctx, func(ctx context.Context, now *life, l locker.Locker) error {
+		if held.Token <= now.base {
+			return locker.ErrLost
+		}
+		held.Token -= now.base
+		return l.(locker.Breaker).Break(ctx, held)
+	})
 }
 
 func (c *connection) Capabilities() locker.Capabilities {

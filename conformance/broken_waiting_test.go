@@ -91,7 +91,10 @@ func wakeUps(every time.Duration) func() fault {
 		shared := &bells{waiting: make(map[string]map[chan struct{}]func() bool)}
 		return func(f *faulty) {
 			f.opaque = true
-			passes := f.net.Gate("notify")
+			passes := f.passes
+			if passes == nil {
+				passes = f.net.Gate("notify")
+			}
 			f.acquire = func(ctx context.Context, req locker.Request) (locker.Lease, error) {
 				bell, remove := shared.hang(req.Key, passes)
 				defer remove()
@@ -102,6 +105,24 @@ func wakeUps(every time.Duration) func() fault {
 				shared.ring(lease.Key)
 				return err
 			}
+		}
+	}
+}
+
+// deafAfterACut makes Lockers that miss all wake-ups after the first one that was lost.
+func deafAfterACut(every time.Duration) func() fault {
+	return func() fault {
+		hears := wakeUps(every)()
+		return func(f *faulty) {
+			var deaf atomic.Bool
+			gate := f.net.Gate("notify")
+			f.passes = func() bool {
+				if !gate() {
+					deaf.Store(true)
+				}
+				return !deaf.Load()
+			}
+			hears(f)
 		}
 	}
 }

@@ -39,6 +39,9 @@ const (
 	needProcess
 	needLeftovers
 	needEndWait
+	needCluster
+	needLeader
+	needMoveLeader
 )
 
 // missing names what row r needs and h does not have.
@@ -57,6 +60,9 @@ func (h Harness) missing(needs need) []string {
 		{needProcess, "Process", h.Process == nil},
 		{needLeftovers, "Leftovers", h.Leftovers == nil},
 		{needEndWait, "EndWait", h.EndWait == nil},
+		{needCluster, "Cluster of three members that can be paused and killed", !h.Cluster.complete()},
+		{needLeader, "Cluster.Leader", h.Cluster.Leader == nil},
+		{needMoveLeader, "Cluster.MoveLeader", h.Cluster.MoveLeader == nil},
 	} {
 		if needs&part.need != 0 && part.absent {
 			names = append(names, part.name)
@@ -153,6 +159,14 @@ type suite struct {
 	slack time.Duration // how late the scheduler of this machine may be
 }
 
+// slack is how late the scheduler of this machine may be.
+func slack() time.Duration {
+	if os.Getenv("CI") == "true" {
+		return 500 * time.Millisecond
+	}
+	return 100 * time.Millisecond
+}
+
 // newSuite opens one Locker, asks for its promises and measures its round trip.
 func newSuite(ctx context.Context, h Harness) (_ *suite, err error) {
 	if h.Open == nil {
@@ -161,10 +175,7 @@ func newSuite(ctx context.Context, h Harness) (_ *suite, err error) {
 	if h.TTL <= 0 {
 		h.TTL = 2 * time.Second
 	}
-	s := &suite{Harness: h, slack: 100 * time.Millisecond}
-	if os.Getenv("CI") == "true" {
-		s.slack *= 5
-	}
+	s := &suite{Harness: h, slack: slack()}
 	ctx, cancel := context.WithTimeout(ctx, s.watchdog())
 	defer cancel()
 	net := NewNetwork()

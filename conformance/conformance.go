@@ -43,6 +43,8 @@ type Harness struct {
 	Small func(ctx context.Context, net *Network) (locker.Locker, error)
 	// Server controls the server itself. Rows that need it run one at a time, after all others.
 	Server Server
+	// Cluster controls the members of a cluster. Rows that need it run like those that need Server.
+	Cluster Cluster
 	// Process makes a command that re-runs this program into Serve, on the same server: rows that kill or stop a
 	// holder start it. It must not set Stdin or Stdout.
 	Process func(ctx context.Context) *exec.Cmd
@@ -64,6 +66,8 @@ type Server struct {
 	Crash   func(context.Context) error // kills it and starts it again with the data that it had written
 	Restart func(context.Context) error // stops it in good order and starts it again with its data
 	Wipe    func(context.Context) error // kills it and starts it again without any data
+	Kill    func(context.Context) error // kills it: it stays down until Start
+	Start   func(context.Context) error // starts it again with its data
 }
 
 // TestingT is what Run needs of a *testing.T.

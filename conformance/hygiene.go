@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"fmt"
 	"runtime/pprof"
 	"strings"
 	"time"
@@ -12,19 +13,37 @@ const labelKey = "conformance"
 // screens is the most text of a goroutine dump that anybody reads.
 const screens = 8000
 
-// goroutinesOf lists the stacks of the goroutines with a row's label, as much of them as fits on a screen or two.
-func goroutinesOf(id string) string {
+// stacksOf are the stacks of the goroutines with a row's label. Each begins with the number of those that share it.
+func stacksOf(id string) (stacks []string) {
 	var profile strings.Builder
 	if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
-		return "no goroutine profile: " + err.Error()
+		return []string{"no goroutine profile: " + err.Error()}
 	}
-	var found []string
 	for stack := range strings.SplitSeq(profile.String(), "\n\n") {
 		if strings.Contains(stack, `"`+labelKey+`":"`+id+`"`) {
-			found = append(found, stack)
+			stacks = append(stacks, stack)
 		}
 	}
-	text := strings.Join(found, "\n\n")
+	return stacks
+}
+
+// goroutineCount is the number of goroutines with a row's label.
+func goroutineCount(id string) (count int) {
+	for _, stack := range stacksOf(id) {
+		n := 0
+		for line := range strings.Lines(stack) { // the first may be the profile's own
+			if _, err := fmt.Sscanf(line, "%d @", &n); err == nil {
+				break
+			}
+		}
+		count += n
+	}
+	return count
+}
+
+// goroutinesOf lists the stacks of the goroutines with a row's label, as much of them as fits on a screen or two.
+func goroutinesOf(id string) string {
+	text := strings.Join(stacksOf(id), "\n\n")
 	if len(text) > screens {
 		text = text[:screens] + "\n..."
 	}

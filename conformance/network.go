@@ -172,7 +172,9 @@ func (n *Network) Delay(up, down time.Duration) {
 func (n *Network) Hold() { n.change(func(f *faults) { f.held = true }) }
 
 // Land delivers the requests that are held so far, also those whose senders have given up, and returns when each
-// connection that carried one has been answered. Requests made later are held as before.
+// connection that carried one has been answered. Requests made later are held as before. A connection may have carried
+// nothing that is answered, such as the acknowledgement of a ping: once another one was answered it is not waited for
+// any longer than muteFor.
 func (n *Network) Land(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() {
 		n.mu.Lock()
@@ -187,8 +189,16 @@ func (n *Network) Land(ctx context.Context) error {
 	for c := range n.calls {
 		c.land()
 	}
-	for _, c := range slices.Collect(maps.Keys(n.conns)) {
-		for (c.landing > 0 || c.unanswered) && ctx.Err() == nil {
+	landing := slices.DeleteFunc(slices.Collect(maps.Keys(n.conns)), func(c *conn) bool { return c.landing == 0 })
+	for _, c := range landing {
+		mute := n.after(muteFor, c.changed)
+		for !c.answered() && ctx.Err() == nil {
+			if !mute.After(time.Now()) {
+				if c.landing == 0 && slices.ContainsFunc(landing, (*conn).answered) {
+					break
+				}
+				mute = n.after(muteFor, c.changed)
+			}
 			n.wait(c.changed)
 		}
 	}
@@ -200,7 +210,10 @@ func (n *Network) Land(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Reset resets every connection now; new ones can be made.
+// muteFor is how long a server may take to answer what has landed, when it has answered on another connection.
+const muteFor = 100 * time.Millisecond
+
+// Reset resets every connection now, for both sides and also where it is cut; new ones can be made.
 func (n *Network) Reset() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -218,7 +231,8 @@ func (n *Network) reset() {
 
 // SwallowReply drops the first reply to a request that is sent from now on, after the server has acted on it, and
 // resets the link then: a stream of bytes with a hole would be another fault. The channel is closed when it has
-// happened.
+// happened. Nobody can tell replies apart here: on a connection on which an earlier request is still unanswered, it is
+// that one's reply which is dropped, and the new request may not have arrived.
 func (n *Network) SwallowReply() (swallowed <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -263,7 +277,8 @@ func (n *Network) Stats() Stats {
 	return stats
 }
 
-// Naming counts the requests that contain text, from now on: those that name a key, for example.
+// Naming counts the requests that contain text, from now on: those that name a key, for example. It looks at each write
+// of the client alone, and sees nothing in what is encrypted or hashed.
 func (n *Network) Naming(text string) (requests func() int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -27,6 +27,7 @@ type conn struct {
 	pumps      int   // that still run
 	landing    int   // packets that Land let through and the server has not got yet
 	unanswered bool  // the server has got them and not answered
+	silent     bool  // the server has ended the connection: it answers nothing more
 	swallow    chan struct{}
 
 	readBy, writeBy       time.Time
@@ -205,6 +206,9 @@ func (c *conn) land() {
 	c.changed.Broadcast()
 }
 
+// answered is true if all that has landed has reached the server, and it has answered.
+func (c *conn) answered() bool { return c.landing == 0 && !c.unanswered }
+
 // reset ends the connection at once, for both sides.
 func (c *conn) reset(why error) {
 	if c.broken != nil {
@@ -255,7 +259,7 @@ func (c *conn) nextUp() *packet {
 			c.swallow = p.swallow
 			if p.flight.landed {
 				c.landing--
-				c.unanswered = true
+				c.unanswered = !c.silent
 			}
 			c.changed.Broadcast()
 			return p
@@ -290,6 +294,7 @@ func (c *conn) fromServer(p *packet) bool {
 	}
 	if c.landing == 0 || p.end != nil {
 		c.landing, c.unanswered = 0, false
+		c.silent = p.end != nil
 	}
 	if p.end == nil {
 		n.countReply(len(p.data))

@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// ack is what an echo does not answer.
+const ack = "ack"
+
 // echo is a server that answers each request with the same bytes, and remembers what it got.
 type echo struct {
 	net.Listener
@@ -62,7 +65,9 @@ func (e *echo) serve(c net.Conn) {
 		if err != nil {
 			return
 		}
-		_, _ = c.Write(buffer[:n]) // the next read tells
+		if string(buffer[:n]) != ack {
+			_, _ = c.Write(buffer[:n]) // the next read tells
+		}
 	}
 }
 
@@ -361,6 +366,37 @@ func TestNetworkLandIsBoundByItsContext(t *testing.T) {
 	defer cancel()
 	if err := n.Land(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("Land over a cut link: %v; want DeadlineExceeded", err)
+	}
+}
+
+func TestNetworkLandWaitsForNoAnswerWhereNoneComes(t *testing.T) {
+	t.Parallel()
+	e, n := newEcho(t), newNetwork(t)
+	mute, c := dial(t, n, e), dial(t, n, e)
+	n.Hold()
+	send(t, mute, ack)
+	send(t, c, "request")
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := n.Land(ctx); err != nil {
+		t.Fatalf("Land waits for the answer to what is never answered: %v", err)
+	}
+	if !e.has(ack) || !e.has("request") {
+		t.Fatal("Land has returned before all has landed")
+	}
+	expect(t, c, "request")
+}
+
+func TestNetworkLandWaitsForTheFirstAnswer(t *testing.T) {
+	t.Parallel()
+	e, n := newEcho(t), newNetwork(t)
+	c := dial(t, n, e)
+	n.Hold()
+	send(t, c, ack)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*muteFor)
+	defer cancel()
+	if err := n.Land(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Land without any answer: %v; want DeadlineExceeded", err)
 	}
 }
 

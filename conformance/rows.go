@@ -14,10 +14,13 @@ func allRows() []row {
 		lossRows,
 		workRows,
 		restartRows,
+		clusterRows,
 		lateRows,
 		deadWaiterRows,
 		fencingRows,
 		waitingRows,
+		waitedRows,
+		operatorRows,
 		hygieneRows,
 	)
 }

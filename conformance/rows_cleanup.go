@@ -245,6 +245,7 @@ func cancelledBefore(t *trial) {
 			return client.Do(ctx, key, func(context.Context, *locker.Lock) error { return errors.New("the work ran") })
 		},
 	}
+	t.atRest(net)
 	named := net.Naming(key)
 	for name, call := range calls {
 		for _, ctx := range []context.Context{cancelled, late} {
@@ -355,11 +356,24 @@ func closing(t *trial) {
 	closed(1, l.Close)
 	_, acquire := l.Acquire(t.ctx, t.request(t.key("")))
 	_, extend := l.Extend(t.ctx, lease)
-	for _, err := range []error{acquire, extend, l.Release(t.ctx, lease)} {
+	calls := []error{acquire, extend, l.Release(t.ctx, lease)}
+	if inspector, ok := locker.As[locker.Inspector](l); ok {
+		if _, err := inspector.Inspect(t.ctx, lease.Key); !errors.Is(err, errors.ErrUnsupported) {
+			calls = append(calls, err)
+		}
+	}
+	for _, err := range calls {
 		if !errors.Is(err, locker.ErrClosed) {
 			t.Errorf("a call after Close got %v, want ErrClosed", err)
 		}
 	}
+	if caps := l.Capabilities(); caps != t.caps {
+		t.Errorf("Capabilities after Close are %+v, and were %+v", caps, t.caps)
+	}
+	// The wait that was ended has been granted nothing, and is a dead waiter at worst.
+	t.release(holder, busy)
+	next, _ := t.freeWithin(observer, busy.Key, time.Now(), max(t.caps.Fallback+t.slack, t.freed()))
+	t.release(observer, next)
 
 	client, net := t.client(locker.WithTTL(long))
 	lock, err := client.Acquire(t.ctx, t.key("held by a client"))

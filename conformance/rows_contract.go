@@ -72,26 +72,52 @@ func exclusive(t *trial) {
 	holder, _ := t.open()
 	other, _ := t.open()
 	key := t.key("")
-	const label = "conformance: holder of exclusive"
-	lease := t.acquire(holder, key, ttl(long), func(req *locker.Request) { req.Holder = label })
+	if caps := holder.Capabilities(); caps != t.caps || caps.Backend == "" {
+		t.Errorf("Capabilities are %+v, and were %+v before: they name the backend and do not change", caps, t.caps)
+	}
+	// One holder after the other, each with a label of its own; the last has none again.
+	longest := "é, \"quoted\"\nand long: "
+	longest += strings.Repeat("x", locker.MaxHolderLength-len(longest))
+	for _, label := range []string{"conformance: holder of exclusive", longest, ""} {
+		lease := t.acquire(holder, key, ttl(long), labelled(label))
+		t.pass(t.slack / 10)
+		asked := time.Now()
+		_, err := other.Acquire(t.ctx, t.request(key, noWait, labelled("the one who asks")))
+		if !errors.Is(err, locker.ErrHeld) {
+			t.Fatalf("the second request got %v, want ErrHeld", err)
+		}
+		held, ok := errors.AsType[*locker.HeldError](err)
+		switch {
+		case t.caps.Labels && label != "" && !ok, ok && held.Holder != t.told(label):
+			t.Errorf("the second request got %q: the holder's label is %q, and Capabilities.Labels is %t", err, label, t.caps.Labels)
+		}
+		if ok && (held.Key != key || !t.plausible(held.Remaining, lease, asked)) {
+			t.Errorf("the second request got %#v: the key is %q and its TTL of %v began %v ago", held, key, lease.TTL, time.Since(lease.Start))
+		}
+		t.release(holder, lease)
+		t.mustBeFree(other, key)
+	}
+}
 
-	_, err := other.Acquire(t.ctx, t.request(key, noWait))
-	if !errors.Is(err, locker.ErrHeld) {
-		t.Fatalf("the second request got %v, want ErrHeld", err)
-	}
-	held, ok := errors.AsType[*locker.HeldError](err)
-	switch {
-	case t.caps.Labels && (!ok || held.Holder != label):
-		t.Errorf("the second request got %q: Capabilities.Labels promises the holder's label, %q", err, label)
-	case !t.caps.Labels && ok && held.Holder != "":
-		t.Errorf("the second request got %q: Capabilities.Labels is false", err)
-	}
-	if ok && (held.Key != key || held.Remaining < 0 || held.Remaining > lease.TTL+t.caps.Granularity) {
-		t.Errorf("the second request got %#v: the key is %q and its TTL is %v", held, key, lease.TTL)
-	}
+// labelled gives a request a label for people.
+func labelled(label string) func(*locker.Request) {
+	return func(req *locker.Request) { req.Holder = label }
+}
 
-	t.release(holder, lease)
-	t.mustBeFree(other, key)
+// told is what others learn of a holder's label.
+func (t *trial) told(label string) string {
+	if !t.caps.Labels {
+		return ""
+	}
+	return label
+}
+
+// plausible is true if remaining, asked for at that moment, may be what a lease has left; zero says that it is not known.
+func (t *trial) plausible(remaining time.Duration, lease locker.Lease, asked time.Time) bool {
+	end := lease.Start.Add(lease.TTL)
+	// Its timer began between Start and the answer, and it was looked at between the question and now.
+	return remaining == 0 ||
+		remaining > time.Until(end)-t.caps.Granularity-t.slack/20 && remaining <= end.Sub(asked)+t.caps.Granularity+t.caps.Expiry+t.soon()
 }
 
 func exclusiveSameClient(t *trial) {
@@ -162,6 +188,8 @@ func keysAreIndependent(t *trial) {
 	} {
 		if lease, err := l.Acquire(t.ctx, t.request(key, noWait)); err == nil || errors.Is(err, locker.ErrHeld) {
 			t.Errorf("%s: got token %d and %v, want an error that refuses it", what, lease.Token, err)
+		} else {
+			t.wrapped(err)
 		}
 	}
 
@@ -235,16 +263,19 @@ func ttlPerCall(t *trial) {
 			t.Errorf("a TTL of %v: got %v, want an error that refuses it", d, err)
 		}
 	}
-	odd := t.TTL + t.caps.Granularity/2 + 1
-	for _, d := range []time.Duration{locker.MinTTL, max(locker.MinTTL, t.caps.MinTTL/2), odd} {
-		lease := t.acquire(l, t.key(fmt.Sprint("raised ", d)), ttl(d))
-		if want := max(d, t.caps.MinTTL); lease.TTL < want || lease.TTL >= want+max(t.caps.Granularity, 1) {
+	longest := t.acquire(l, t.key("longest"), ttl(locker.MaxTTL))
+
+	// The shortest, one below the least that is granted, and one between two steps.
+	step := max(t.caps.Granularity, 1)
+	raised := []time.Duration{locker.MinTTL, max(locker.MinTTL, t.caps.MinTTL/2), t.TTL + t.caps.Granularity/2 + 1}
+	t.parallel(len(raised), func(i int) {
+		d := raised[i]
+		lease := t.acquire(l, t.key(fmt.Sprint("raised ", i)), ttl(d), noExtend)
+		if want := max(d, t.caps.MinTTL); lease.TTL < want || lease.TTL >= want+step || lease.TTL%step != 0 {
 			t.Errorf("requested %v, granted %v: the least is %v, and the step is %v", d, lease.TTL, t.caps.MinTTL, t.caps.Granularity)
 		}
-		if err := l.Release(t.ctx, lease); err != nil && !errors.Is(err, locker.ErrLost) { // the shortest may be over
-			t.Errorf("release: %v", err)
-		}
-	}
+		t.expires(observer, lease)
+	})
 
 	// The second TTL counts, whether the first one was longer or shorter.
 	ttls := [][2]time.Duration{{2 * t.TTL, t.TTL}, {t.TTL, 2 * t.TTL}}
@@ -258,6 +289,7 @@ func ttlPerCall(t *trial) {
 		}
 		t.expires(observer, lease)
 	})
+	t.undisturbed(l, longest) // and has not become a short one on its way
 }
 
 func holderDies(t *trial) {
@@ -322,7 +354,7 @@ func neighboursSurvive(t *trial) {
 		}
 	}
 	t.parallel(5, func(i int) {
-		req := t.request(t.key("interrupted "+fmt.Sprint(i)), noWait)
+		req := t.request(t.key("interrupted "+fmt.Sprint(i)), noWait, ttl(long)) // on the neighbours' session, where there are some
 		interrupt("Acquire", func(ctx context.Context) error { _, err := l.Acquire(ctx, req); return err })
 		interrupt("Release", func(ctx context.Context) error { return l.Release(ctx, locker.Lease{Key: req.Key, ID: req.ID}) })
 		interrupt("Extend", func(ctx context.Context) error { _, err := l.Extend(ctx, neighbours[i]); return err })

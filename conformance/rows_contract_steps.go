@@ -33,12 +33,16 @@ func (t *trial) parallel(n int, f func(i int)) {
 		})
 	}
 	group.Wait()
-	t.mu.Lock()
-	failed := t.outcome == Failed
-	t.mu.Unlock()
-	if failed {
+	if t.failed() {
 		runtime.Goexit()
 	}
+}
+
+// failed is true once the row has failed.
+func (t *trial) failed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.outcome == Failed
 }
 
 // promptly fails the row if what f measures takes longer than limit three times in a row: a busy machine may be late
@@ -87,6 +91,12 @@ func kept(lease locker.Lease) time.Time { return lease.Start.Add(lease.TTL - lea
 // expires fails the row if the key of a lease that nobody extends is free before its TTL is over, or still held by
 // T + G + X + s.
 func (t *trial) expires(observer locker.Locker, lease locker.Lease) {
+	t.expiresBy(observer, lease, lease.Start.Add(lease.TTL+t.caps.Granularity+t.caps.Expiry+t.slack))
+}
+
+// expiresBy is expires with another limit. It looks more and more often towards the end of the TTL, for a lock that is
+// freed a little too early.
+func (t *trial) expiresBy(observer locker.Locker, lease locker.Lease, limit time.Time) {
 	end := kept(lease)
 	for now := time.Now(); now.Before(end); now = time.Now() {
 		if early, held := t.try(observer, lease.Key); !held && time.Now().Before(end) {
@@ -97,9 +107,9 @@ func (t *trial) expires(observer locker.Locker, lease locker.Lease) {
 			t.release(observer, early)
 			return
 		}
-		t.pass(min(lease.TTL/10, time.Until(end)))
+		t.pass(max(time.Millisecond, min(lease.TTL/10, time.Until(end)/2)))
 	}
-	next, _ := t.freeWithin(observer, lease.Key, lease.Start, lease.TTL+t.caps.Granularity+t.caps.Expiry+t.slack)
+	next, _ := t.freeWithin(observer, lease.Key, lease.Start, limit.Sub(lease.Start))
 	t.release(observer, next)
 }
 

@@ -79,11 +79,14 @@ func tokensIncrease(t *trial) {
 			continue
 		}
 		// This one is lost: taken away, or left to expire.
-		lease := t.acquire(l, key, ttl(brief), noExtend)
-		seen.granted(lease)
-		if t.Expire != nil {
+		var lease locker.Lease
+		if taken := i%(2*grants/losses) == 0 && t.Expire != nil; taken {
+			lease = t.acquire(l, key, ttl(long))
 			t.expire(lease)
+		} else {
+			lease = t.acquire(l, key, ttl(brief), noExtend)
 		}
+		seen.granted(lease)
 		next, _ := t.freeWithin(lockers[(i+1)%len(lockers)], key, lease.Start, lease.TTL+t.freed())
 		seen.granted(next)
 		t.release(lockers[(i+1)%len(lockers)], next)
@@ -307,11 +310,19 @@ func noLeftovers(t *trial) {
 		}
 		t.release(l, lease)
 	})
-	var immortal []string
-	t.outside("Leftovers", func(ctx context.Context) (err error) {
-		_, immortal, err = t.Leftovers(ctx)
-		return err
-	})
+	var all, immortal []string
+	look := func() {
+		t.outside("Leftovers", func(ctx context.Context) (err error) {
+			all, immortal, err = t.Leftovers(ctx)
+			return err
+		})
+	}
+	lease := t.acquire(l, t.key("held"), ttl(long))
+	if look(); len(all) == 0 {
+		t.Errorf("the harness's Leftovers finds nothing although a lock is held: it looks in the wrong place")
+	}
+	t.release(l, lease)
+	look()
 	if n := len(immortal); n > 0 {
 		t.Errorf("%d things stay on the server for ever, such as:\n%s", n, strings.Join(immortal[:min(n, 5)], "\n"))
 	}

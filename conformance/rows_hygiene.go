@@ -1,6 +1,8 @@
 package conformance
 
 import (
+	"context"
+	"errors"
 	"strconv"
 	"time"
 
@@ -15,6 +17,46 @@ var hygieneRows = []row{
 			"freed at once, and its holder is told ReasonClosed.",
 		run: droppedLocker,
 	},
+	{
+		name:   "nothing-piles-up",
+		clause: "A call that has ended leaves no goroutine and no connection behind that live until Close.",
+		run:    nothingPilesUp,
+	},
+}
+
+// nothingPilesUp makes many calls on one Locker, one after the other, that end in every way. What it keeps for the next
+// is allowed, but not more of it with each.
+func nothingPilesUp(t *trial) {
+	const many, few = 200, 50
+	l, net := t.open()
+	holder, _ := t.open()
+	held := t.acquire(holder, t.key("held"), ttl(long))
+	free := t.key("free")
+	calls := func() {
+		ctx, cancel := t.timeout(t.slack / 20)
+		defer cancel()
+		req := t.request(held.Key, ttl(long))
+		if _, err := l.Acquire(ctx, req); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("waiting for a key that is held: got %v, want DeadlineExceeded", err)
+		}
+		if err := l.Release(t.ctx, locker.Lease{Key: req.Key, ID: req.ID}); err != nil {
+			t.Errorf("withdrawing the request: %v", err)
+		}
+		if _, err := l.Acquire(t.ctx, t.request(held.Key, noWait)); !errors.Is(err, locker.ErrHeld) {
+			t.Errorf("a key that is held: got %v, want ErrHeld", err)
+		}
+		t.release(l, t.acquire(l, free, ttl(long)))
+	}
+	calls()
+	goroutines, open := goroutineCount(t.id), net.Stats().Open
+	for range many {
+		calls()
+	}
+	if !poll(20*t.slack, func() bool { return goroutineCount(t.id) < goroutines+few && net.Stats().Open < open+few }) {
+		t.Errorf("after %d calls there are %d goroutines and %d connections, where there were %d and %d:\n%s",
+			4*many, goroutineCount(t.id), net.Stats().Open, goroutines, open, goroutinesOf(t.id))
+	}
+	t.release(holder, held)
 }
 
 func droppedLocker(t *trial) {

@@ -3,6 +3,8 @@ package conformance
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/fec20105/locker"
@@ -20,6 +22,12 @@ var lateRows = []row{
 		clause: "Release frees the lock if, and only if, this very grant still holds it, also when it reaches the " +
 			"server long after its lease has expired.",
 		run: lateRelease,
+	},
+	{
+		name: "late-by-a-moment",
+		clause: "Release and Extend look at the owner and act in one step at the server: they MUST NOT touch a " +
+			"successor either when the lease ends while they are under way.",
+		run: lateByAMoment,
 	},
 	{
 		name:   "late-acquire",
@@ -93,6 +101,49 @@ func lateRelease(t *trial) {
 	t.release(b, lease)
 }
 
+// lateByAMoment lets requests arrive at about the end of their lease, when somebody waits for the key. A link that is slow
+// widens the gap between a look and an act that are two requests.
+func lateByAMoment(t *trial) {
+	way := t.TTL / 50
+	l, net := t.open()
+	next, _ := t.open()
+	observer, _ := t.open()
+	brief := max(t.TTL/4, t.caps.MinTTL)
+	calls := []func(locker.Lease) error{
+		func(lease locker.Lease) error { return l.Release(t.ctx, lease) },
+		func(lease locker.Lease) error { _, err := l.Extend(t.ctx, lease); return err },
+	}
+	net.Delay(way, way)
+	t.parallel(48, func(i int) {
+		old := t.acquire(l, t.key(strconv.Itoa(i)), ttl(brief), noExtend)
+		waiting := t.request(old.Key, ttl(long))
+		granted := make(chan locker.Lease, 1)
+		t.spawn(func() {
+			if lease, err := next.Acquire(t.ctx, waiting); err != nil {
+				t.Errorf("waiting for a lease that ends: %v", err)
+			} else {
+				granted <- lease
+			}
+		})
+		end := old.Start.Add(old.TTL + way) // for the server, which got the request one way later
+		arrives := end.Add(rand.N(4*way+t.caps.Expiry) - 3*way)
+		t.pass(time.Until(arrives.Add(-way)))
+		err := calls[i%2](old) // it may be in time, or not
+		if err == nil && i%2 == 1 {
+			err = l.Release(t.ctx, old)
+		}
+		if err != nil && !errors.Is(err, locker.ErrLost) {
+			t.Errorf("at the end of a lease: got %v, want nil or ErrLost", err)
+		}
+		lease := receive(t, granted, old.TTL+max(t.caps.Fallback+t.slack, t.freed()), "the grant of a waiter behind a lease that ends")
+		if i%2 == 1 {
+			t.pass(old.TTL + t.caps.Expiry) // an Extend that hit the successor would have shortened its lease to that
+		}
+		t.undisturbed(next, lease)
+		t.mustBeFree(observer, lease.Key)
+	})
+}
+
 func lateAcquire(t *trial) {
 	observer, _ := t.open()
 	t.parallel(2, func(i int) {
@@ -106,7 +157,7 @@ func lateAcquire(t *trial) {
 
 // lateWithdrawn is about a Client, whose withdrawal lands too.
 func (t *trial) lateWithdrawn(observer locker.Locker) {
-	client, spy, net := t.spied()
+	client, spy, net := t.spied(locker.WithTTL(long)) // so that it does not end by itself
 	key := t.key("withdrawn")
 	net.Hold()
 	if _, err := client.Acquire(t.ctx, key, locker.WithWait(t.slack)); !errors.Is(err, context.DeadlineExceeded) {

@@ -129,7 +129,7 @@ func evicted(t *trial) {
 		if e.staysFree {
 			mustBeTold()
 		}
-		next, _ := t.freeWithin(observer, lock.Key(), time.Now(), t.soon())
+		next, _ := t.freeWithin(observer, lock.Key(), time.Now(), t.soon(), ttl(long)) // outlives the deadline
 		if next.Token <= lock.Token() {
 			t.Errorf("%s: token %d follows %d, which was evicted", e.name, next.Token, lock.Token())
 		}

@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"errors"
 	"time"
 
 	"github.com/fec20105/locker"
@@ -48,9 +49,9 @@ func serverPause(t *trial) {
 	t.mustBeHeld(observer, lock.Key())
 
 	pause(t.TTL + t.slack)
-	t.takeOver(observer, lock, time.Now().Add(t.freed()))
-	if reason := t.endsBy(lock, time.Now().Add(t.slack)); reason != locker.ReasonExpired {
-		t.Errorf("the holder was told %v, want %v", reason, locker.ReasonExpired)
+	_, granted := t.takeOver(observer, lock, time.Now().Add(t.freed()))
+	if late := t.expired(lock, granted); late > t.slack {
+		t.Errorf("told %v after the deadline, want %v at most", late, t.slack)
 	}
 }
 
@@ -58,9 +59,12 @@ func restart(t *trial) {
 	long := 3 * t.TTL // a server needs time to start
 	client, spy, _ := t.spied(locker.WithTTL(long))
 	lock := t.hold(client, t.key(""))
+	l, _ := t.open()
+	lease := t.acquire(l, t.key("forgotten or not"), ttl(long))
 	began := time.Now()
 	t.outside("Server.Crash", t.Server.Crash)
 	down := time.Since(began)
+	t.notTakenBack(l, lease)
 
 	renewals := spy.renewals.Load()
 	t.eventually(long+t.slack, "the lock is renewed or lost after a restart", func() bool {
@@ -79,6 +83,24 @@ func restart(t *trial) {
 		}
 	}
 	t.grows(lock)
+}
+
+// notTakenBack looks whether a server that was restarted still knows a lease. If not, no Extend takes the lock back.
+func (t *trial) notTakenBack(l locker.Locker, lease locker.Lease) {
+	other, _ := t.open()
+	next, err := locker.Lease{}, error(nil)
+	_ = t.answered(func() error { next, err = other.Acquire(t.ctx, t.request(lease.Key, noWait)); return err })
+	if err != nil {
+		return // it does; or the server is not ready before the lease is over
+	}
+	if next.Token <= lease.Token && t.caps.Fencing >= locker.FencingCrash {
+		t.Errorf("token %d follows %d, although tokens survive a %v", next.Token, lease.Token, t.caps.Fencing)
+	}
+	t.release(other, next)
+	if err := t.answered(func() error { _, err := l.Extend(t.ctx, lease); return err }); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("Extend of a lease that the server had forgotten, and granted to another: got %v, want ErrLost", err)
+	}
+	t.mustBeFree(other, lease.Key)
 }
 
 func restartWithoutData(t *trial) {

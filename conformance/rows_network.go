@@ -105,7 +105,7 @@ func deadLink(t *trial, fault func(*Network)) {
 	observer, _ := t.open()
 	key := t.key("")
 	lease := t.acquire(l, key, ttl(10*t.TTL))
-	before := net.Stats()
+	before := t.atRest(net)
 	if before.Requests == 0 || before.BytesUp == 0 || before.BytesDown == 0 {
 		t.Fatalf("an acquire has left no trace on the link (%+v): the harness does not use the Network", before)
 	}
@@ -123,6 +123,18 @@ func deadLink(t *trial, fault func(*Network)) {
 	t.mustBeFree(observer, key)
 }
 
+// atRest waits until nothing is on its way: a call that asks several servers returns when enough of them have answered.
+func (t *trial) atRest(net *Network) Stats {
+	before := net.Stats()
+	t.eventually(t.TTL, "nothing is on its way while no call is made", func() bool {
+		t.pass(20 * time.Millisecond)
+		last := before
+		before = net.Stats()
+		return before == last
+	})
+	return before
+}
+
 // unanswered makes a call over a dead link: it must end soon after its ctx, with the ctx's error.
 func (t *trial) unanswered(what string, call func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(t.ctx, 100*time.Millisecond)
@@ -132,6 +144,7 @@ func (t *trial) unanswered(what string, call func(context.Context) error) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("%s over a dead link got %v, want DeadlineExceeded", what, err)
 	}
+	t.wrapped(err)
 	if took := time.Since(began); took > 100*time.Millisecond+t.slack {
 		t.Errorf("%s over a dead link returned %v after its ctx, more than %v", what, took-100*time.Millisecond, t.slack)
 	}

@@ -239,11 +239,27 @@ func ttl(d time.Duration) func(*locker.Request) {
 
 // acquire gets a key that must be free, or fails the row.
 func (t *trial) acquire(l locker.Locker, key string, change ...func(*locker.Request)) locker.Lease {
-	lease, err := l.Acquire(t.ctx, t.request(key, append(change, noWait)...))
+	req := t.request(key, append(change, noWait)...)
+	lease, err := l.Acquire(t.ctx, req)
 	if err != nil {
 		t.Fatalf("acquire %q, which is free: %v", key, err)
 	}
+	t.answers(req, lease)
 	return lease
+}
+
+// answers fails the row if a grant is not one of the request, or counts from the future.
+func (t *trial) answers(req locker.Request, lease locker.Lease) {
+	if lease.Key != req.Key || lease.ID != req.ID || lease.Holder != req.Holder || lease.Token == 0 || lease.TTL < req.TTL || lease.Start.After(time.Now()) {
+		t.Errorf("the request %+v was granted as %+v", req, lease)
+	}
+}
+
+// wrapped fails the row if an error that is none of the contract's facts does not tell the call in an *Error.
+func (t *trial) wrapped(err error) {
+	if wrapper, ok := errors.AsType[*locker.Error](err); !ok || wrapper.Op == "" || wrapper.Backend == "" {
+		t.Errorf("%v (%T) is no *locker.Error that names the call and the backend", err, err)
+	}
 }
 
 // release gives up a lease that must still be held, or fails the row.
@@ -272,10 +288,12 @@ func (t *trial) mustBeFree(observer locker.Locker, key string) {
 
 // freeWithin polls until the observer is granted the key, and fails the row if that takes longer than d from the
 // moment since. It returns the grant, which is still held, and the moment at which it was answered.
-func (t *trial) freeWithin(observer locker.Locker, key string, since time.Time, d time.Duration) (lease locker.Lease, granted time.Time) {
+func (t *trial) freeWithin(
+	observer locker.Locker, key string, since time.Time, d time.Duration, change ...func(*locker.Request),
+) (lease locker.Lease, granted time.Time) {
 	if !poll(time.Until(since.Add(d)), func() bool {
 		var held bool
-		lease, held = t.try(observer, key)
+		lease, held = t.try(observer, key, change...)
 		granted = time.Now()
 		return !held
 	}) {
@@ -285,8 +303,8 @@ func (t *trial) freeWithin(observer locker.Locker, key string, since time.Time, 
 }
 
 // try asks once for the key; any answer but a grant and ErrHeld fails the row.
-func (t *trial) try(l locker.Locker, key string) (lease locker.Lease, held bool) {
-	lease, err := l.Acquire(t.ctx, t.request(key, noWait))
+func (t *trial) try(l locker.Locker, key string, change ...func(*locker.Request)) (lease locker.Lease, held bool) {
+	lease, err := l.Acquire(t.ctx, t.request(key, append(change, noWait)...))
 	if err != nil && !errors.Is(err, locker.ErrHeld) {
 		t.Fatalf("asking once for %q: %v", key, err)
 	}

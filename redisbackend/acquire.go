@@ -14,17 +14,22 @@ const (
 	minPoll     = 1250 * time.Millisecond // waiters poll every minPoll to maxPoll, so that they do not come in step
 	pollTimeout = 1500 * time.Millisecond // for one poll of a waiter
 	retryDelay  = 200 * time.Millisecond  // after a poll that failed
+
+	// A waiter that has lost its place was woken and did not hear it. For a while it polls so often that its next turn
+	// does not pass it by, too.
+	deafPoll = grace / 2
+	deafTime = 5 * time.Second
 )
 
-// errWithdrawn is the answer to a request that was released or cleaned up before it came.
-var errWithdrawn = errors.New("the request was withdrawn before it reached the server: ask again with a new ID")
+// errWithdrawn is the answer to a request that was released, cleaned up, or granted for a TTL by an answer that was lost.
+var errWithdrawn = errors.New("the request is over at the server, because it was withdrawn or its answer was lost: ask again with a new ID")
 
 // Acquire implements [locker.Locker].
 func (b *Backend) Acquire(ctx context.Context, req locker.Request) (locker.Lease, error) {
 	if err := req.Validate(); err != nil {
 		return locker.Lease{}, b.fail("acquire", req.Key, err)
 	}
-	g := &grant{backend: b, lost: req.Lost, settled: b.pipeline.own}
+	g := &grant{backend: b, key: req.Key, lost: req.Lost, settled: b.pipeline.own}
 	if !req.NoWait {
 		g.wake = make(chan struct{}, 1)
 	}
@@ -60,6 +65,7 @@ func (b *Backend) wait(ctx context.Context, req locker.Request, g *grant) (locke
 		return locker.Lease{}, &place.held
 	}
 	delay, answered := place.delay(), time.Now()
+	var deaf time.Time // until then
 	for {
 		if err := b.pause(ctx, g, delay); err != nil {
 			return locker.Lease{}, b.fail("acquire", req.Key, fmt.Errorf("%w while waiting: %w", err, &place.held))
@@ -70,6 +76,12 @@ func (b *Backend) wait(ctx context.Context, req locker.Request, g *grant) (locke
 			return lease, nil
 		case err == nil:
 			place, delay, answered = next, next.delay(), time.Now()
+			if place.new {
+				deaf = answered.Add(deafTime)
+			}
+			if answered.Before(deaf) {
+				delay = min(delay, deafPoll)
+			}
 		case ended(ctx) == nil && time.Since(answered) < patience && !errors.Is(err, locker.ErrClosed) && !errors.Is(err, errWithdrawn):
 			delay = retryDelay/2 + rand.N(retryDelay) // the server may be back before it takes this waiter for dead
 		default:
@@ -127,7 +139,7 @@ func (b *Backend) poll(ctx context.Context, req locker.Request, g *grant, mode .
 		return locker.Lease{Key: req.Key, ID: req.ID, Holder: req.Holder, Token: uint64(reply), TTL: ttl, Start: c.start}, nil, nil
 	case []any:
 		held := locker.HeldError{Key: req.Key, Holder: reply[1].(string), Remaining: fromMicros(reply[0].(int64))}
-		return locker.Lease{}, &position{held: held, number: reply[2].(int64)}, nil
+		return locker.Lease{}, &position{held: held, number: reply[2].(int64), new: reply[3] == int64(1)}, nil
 	}
 	return locker.Lease{}, nil, fmt.Errorf("the server's answer %v makes no sense", c.reply)
 }
@@ -136,6 +148,7 @@ func (b *Backend) poll(ctx context.Context, req locker.Request, g *grant, mode .
 type position struct {
 	held   locker.HeldError
 	number int64 // the first is 1
+	new    bool  // it had none before
 }
 
 // delay is the time until the next poll. Nobody tells of a lease that ends by itself, so its end is a reason to look.

@@ -1,7 +1,8 @@
-// Package redisbackend keeps locks on a Redis or Valkey server, version 6.2 or later.
+// Package redisbackend keeps locks on a Redis or Valkey server, version 6.2 or later, or on several independent ones
+// ([Redlock]).
 //
-// Importing it registers the URL schemes redis, rediss (TLS) and redis+unix (a socket) with [locker.Open]; [New] takes a
-// client that the program already has.
+// Importing it registers the URL schemes redis, rediss (TLS) and redis+unix (a socket) with [locker.Open], and for several
+// servers redlock and redlocks (TLS); [New] and [NewRedlock] take clients that the program already has.
 //
 // # What is promised
 //
@@ -26,7 +27,8 @@
 //
 // A user with limited rights needs those keys, the channels locker:*, and the commands EVAL, EVALSHA, SUBSCRIBE, PUBLISH,
 // PING, INFO, TIME, GET, MGET, SET, SETRANGE, PEXPIRE and those of sorted sets; for listing also SCAN, with replicas
-// also WAIT.
+// also WAIT. Redlock keeps one more key on each server, locker:memory, which does not expire: without it the server counts
+// as one that has forgotten all.
 package redisbackend
 
 import (
@@ -134,12 +136,16 @@ func newBackend(ctx context.Context, client redis.UniversalClient, closeClient f
 	if err := checkServer(ctx, client); err != nil {
 		return nil, err
 	}
+	if err := checkChannels(ctx, client, opts.Prefix); err != nil {
+		return nil, err
+	}
 	b := &Backend{client: client, prefix: opts.Prefix, closed: make(chan struct{})}
 	b.settled = newSettled()
 	b.relay.seed = maphash.MakeSeed()
-	b.channel = b.prefix + "notices:" + rand.Text()[:16] // 80 bits
+	b.channel = newChannel(b.prefix)
 	b.pipeline = newPipeline(client, closeClient != nil, max(1, min(maxBatches, pool-1)), opts.Replicas)
 	b.notices = newNotices(client, b.channel)
+	b.notices.lostOf = b.lostOf
 	b.shut = sync.OnceValue(func() (err error) {
 		close(b.closed)
 		unsubscribed := b.notices.stop()
@@ -160,6 +166,9 @@ func newBackend(ctx context.Context, client redis.UniversalClient, closeClient f
 	})
 	return b, nil
 }
+
+// newChannel names a channel that nobody else has.
+func newChannel(prefix string) string { return prefix + "notices:" + rand.Text()[:16] } // 80 bits
 
 func isNil(client redis.UniversalClient) bool {
 	switch client := client.(type) {
@@ -209,7 +218,8 @@ func (b *Backend) Extend(ctx context.Context, lease locker.Lease) (locker.Lease,
 		return locker.Lease{}, b.fail("extend", lease.Key, fmt.Errorf("a TTL of %v is not between %v and %v", lease.TTL, locker.MinTTL, locker.MaxTTL))
 	}
 	c := &call{script: extendScript, key: stateKey(b.prefix, lease.Key), args: []any{lease.ID, micros(lease.TTL)}, durable: true}
-	if err := b.pipeline.do(ctx, c); err != nil {
+	// A worker has the patience for a link that has become slow, on which a direct call costs a connection.
+	if err := b.pipeline.queued(ctx, c); err != nil {
 		return locker.Lease{}, b.fail("extend", lease.Key, err)
 	}
 	if c.reply != int64(1) {

@@ -3,6 +3,7 @@ package redisbackend_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"flag"
 	"fmt"
 	"os"
@@ -55,26 +56,41 @@ func opener(rawURL string) func(context.Context, *conformance.Network) (locker.L
 	}
 }
 
+// TestConformance runs on the server that LOCKER_TEST_REDIS names, else on a private one, which the suite also hurts.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	server := servertest.Redis(t, servertest.RedisOptions{Private: true})
-	conformance.Run(t, harness(t, server))
+	server := servertest.Redis(t, servertest.RedisOptions{})
+	h := harness(t, server)
+	if server.Private() {
+		h.Server = conformance.Server{
+			Pause: server.Pause, Resume: server.Resume, Crash: server.Crash, Restart: server.Restart, Wipe: server.Wipe,
+		}
+	}
+	conformance.Run(t, h)
 }
 
+// harness is one suite's, under a prefix of its own: others may use the same server.
 func harness(t *testing.T, server *servertest.Server) conformance.Harness {
-	const prefix = "conformance:"
+	prefix := "conformance-" + rand.Text() + ":"
 	rawURL := server.URL + "?prefix=" + prefix
 	admin := direct(t, server)
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		keys := admin.Scan(ctx, 0, prefix+"*", 1000).Iterator()
+		for keys.Next(ctx) {
+			_ = admin.Unlink(ctx, keys.Val()) // the scan would tell of a server that is gone
+		}
+		if err := keys.Err(); err != nil {
+			t.Errorf("removing what the suite has left: %v", err)
+		}
+	})
 	operator := open(t, rawURL)
 	return conformance.Harness{
-		TTL:   time.Second,
+		TTL:   2 * time.Second,
 		Open:  opener(rawURL),
 		Small: opener(rawURL + "&pool_size=1"),
 		Expire: func(ctx context.Context, lease locker.Lease) error {
 			return operator.Break(ctx, locker.Holding{Key: lease.Key, Token: lease.Token})
-		},
-		Server: conformance.Server{
-			Pause: server.Pause, Resume: server.Resume, Crash: server.Crash, Restart: server.Restart, Wipe: server.Wipe,
 		},
 		Process: func(ctx context.Context) *exec.Cmd {
 			cmd := exec.CommandContext(ctx, os.Args[0])
@@ -96,7 +112,7 @@ func harness(t *testing.T, server *servertest.Server) conformance.Harness {
 			return all, immortal, keys.Err()
 		},
 		SeedToken: func(ctx context.Context, key string, token uint64) error {
-			state := fmt.Sprintf("%016d %016d %010d 0  %016d", token, 0, 0, 0)
+			state := fmt.Sprintf("%016d %016d %016d %010d 0000 - - ", token, 0, 0, 0)
 			return admin.Set(ctx, prefix+"{"+key+"}", state, time.Hour).Err()
 		},
 		Artifacts: t.TempDir(),

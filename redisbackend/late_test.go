@@ -3,10 +3,13 @@ package redisbackend_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/fec20105/locker"
 	"github.com/fec20105/locker/conformance"
@@ -115,6 +118,40 @@ func TestLateCopyOfARepeatedRequest(t *testing.T) {
 	}
 }
 
+// A client library repeats a request by itself, and nobody else knows of it; the first copy lands after the release.
+func TestLateCopyByAClientThatRetries(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	first, second := conformance.NewNetwork(), conformance.NewNetwork()
+	t.Cleanup(func() { _ = errors.Join(first.Close(), second.Close()) })
+	var switched atomic.Bool
+	client := redis.NewClient(&redis.Options{
+		Addr: server.Addr, MaxRetries: 3, ReadTimeout: 300 * time.Millisecond,
+		Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if switched.Load() {
+				return second.DialContext(ctx, network, addr)
+			}
+			return first.DialContext(ctx, network, addr)
+		},
+	})
+	t.Cleanup(func() { _ = client.Close() })
+	b, err := redisbackend.New(t.Context(), client, redisbackend.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+
+	first.Hold()
+	switched.Store(true)
+	req := try("k")
+	release(t, b, acquire(t, b, req))
+	release(t, b, acquire(t, b, try("k"))) // the next holder, of the same Backend
+	land(t, first)
+	if held, err := b.Inspect(t.Context(), "k"); err != nil || held.ID == req.ID {
+		t.Errorf("a released request holds the lock: %+v, %v", held, err)
+	}
+}
+
 // The first waiter is dead when the lock is released. Those behind it are alive, and come before a newcomer.
 func TestNewcomerDoesNotOvertakeTheLiving(t *testing.T) {
 	t.Parallel()
@@ -135,6 +172,45 @@ func TestNewcomerDoesNotOvertakeTheLiving(t *testing.T) {
 	}
 	release(t, second, granted(t, secondGrant, 10*time.Second).lease)
 	release(t, third, granted(t, thirdGrant, 10*time.Second).lease)
+}
+
+// A hundred waiters died together. Those behind them are alive, and come before a newcomer.
+func TestNewcomerDoesNotOvertakeBehindManyDead(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	holder, newcomer, admin := open(t, server.URL), open(t, server.URL), direct(t, server)
+	held := acquire(t, holder, request("k"))
+	var dead []redis.Z
+	for i := range 120 {
+		dead = append(dead, redis.Z{Score: float64(time.Now().UnixMicro()), Member: fmt.Sprintf("dead-%d nowhere", i)})
+	}
+	for _, set := range []string{"locker:{k}:order", "locker:{k}:seen"} {
+		if err := admin.ZAdd(t.Context(), set, dead...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	waiting := wait(ctx, t, open(t, server.URL), request("k"), len(dead)+1)
+	stop() // from here on the test itself says when the waiter polls
+	<-waiting
+	alive := admin.ZRange(t.Context(), "locker:{k}:order", -1, -1).Val()[0]
+	release(t, holder, held)
+	for range 3 {
+		if err := admin.ZAdd(t.Context(), "locker:{k}:seen", redis.Z{Score: float64(time.Now().UnixMicro()), Member: alive}).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := newcomer.Acquire(t.Context(), try("k")); !errors.Is(err, locker.ErrHeld) {
+			t.Fatalf("a newcomer got %v before a waiter that has just polled, want ErrHeld", err)
+		}
+		time.Sleep(320 * time.Millisecond) // more than the grace of those before
+	}
+	var next locker.Lease
+	eventually(t, "the newcomer comes after a waiter that has died too", func() (granted bool) {
+		var err error
+		next, err = newcomer.Acquire(t.Context(), try("k"))
+		return err == nil
+	})
+	release(t, newcomer, next)
 }
 
 func TestExtendRefusesTTLsThatNoLeaseHas(t *testing.T) {

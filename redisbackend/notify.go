@@ -27,6 +27,7 @@ type notices struct {
 	client       redis.UniversalClient
 	channel      string
 	pingInterval time.Duration
+	lostOf       func(ctx context.Context, keys map[string]string) (ids []string) // who of these requests does not hold its key
 
 	mu      sync.Mutex
 	grants  map[string]*grant // by request ID: those that wait, or hold and want to be told of a loss
@@ -34,14 +35,17 @@ type notices struct {
 
 	ctx    context.Context // ends with stop
 	cancel context.CancelFunc
-	ended  chan struct{} // closed when run has returned
+	checks sync.WaitGroup
+	ended  chan struct{} // closed when run and checks have returned
 }
 
 // grant is a request that waits for a lock or holds it. It is the State of its lease.
 type grant struct {
 	backend  *Backend
+	key      string
 	lost     func(locker.Reason) // may be nil
 	wake     chan struct{}       // buffered; nil unless the request waits
+	held     bool                // by the answer to the acquire; guarded by the notices' mu
 	settled  bool                // no copy of the acquire is on its way any more
 	released atomic.Bool         // and answered
 }
@@ -67,7 +71,7 @@ func (n *notices) add(id string, g *grant) {
 func (n *notices) granted(id string, g *grant) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	g.wake = nil
+	g.wake, g.held = nil, true
 	if g.lost == nil {
 		delete(n.grants, id)
 	}
@@ -97,6 +101,7 @@ func (n *notices) stop() (ended <-chan struct{}) {
 // run keeps the subscription until stop.
 func (n *notices) run() {
 	defer close(n.ended)
+	defer n.checks.Wait()
 	backoff := minBackoff
 	for {
 		if n.listen() {
@@ -144,11 +149,22 @@ func (n *notices) listen() (heard bool) {
 func (n *notices) hear(msg any) {
 	switch msg := msg.(type) {
 	case *redis.Subscription:
-		// Wake-ups may have been missed before: everybody looks once.
+		// Messages may have been missed before: everybody looks once.
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		for _, g := range n.grants {
+		held := make(map[string]string)
+		for id, g := range n.grants {
 			g.signal()
+			if g.held {
+				held[id] = g.key
+			}
+		}
+		if len(held) > 0 && n.lostOf != nil {
+			n.checks.Go(func() {
+				for _, id := range n.lostOf(n.ctx, held) {
+					n.take(id)
+				}
+			})
 		}
 	case *redis.Message:
 		what, id, _ := strings.Cut(msg.Payload, " ")
@@ -160,10 +176,15 @@ func (n *notices) hear(msg any) {
 				g.signal()
 			}
 		case "lost":
-			if g := n.remove(id); g != nil && g.lost != nil {
-				g.lost(locker.ReasonTaken)
-			}
+			n.take(id)
 		}
+	}
+}
+
+// take tells a holder that its lock was taken away, unless it gives it up itself.
+func (n *notices) take(id string) {
+	if g := n.remove(id); g != nil && g.lost != nil {
+		g.lost(locker.ReasonTaken)
 	}
 }
 

@@ -41,6 +41,23 @@ func holding(key string, c *call) locker.Holding {
 	return h
 }
 
+// lostOf finds out who of some requests, by ID, does not hold its key.
+func (b *Backend) lostOf(ctx context.Context, keys map[string]string) (ids []string) {
+	calls := make(map[string]*call)
+	for id, key := range keys {
+		c := b.inspection(key)
+		if b.pipeline.begin(ctx, c) == nil {
+			calls[id] = c
+		}
+	}
+	for id, c := range calls {
+		if b.pipeline.finish(ctx, c) == nil && holding(keys[id], c).ID != id {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // Break implements [locker.Breaker]. The holder is told at once if its link is alive.
 func (b *Backend) Break(ctx context.Context, held locker.Holding) error {
 	c := &call{script: breakScript, key: stateKey(b.prefix, held.Key), args: []any{held.Token}}
@@ -60,6 +77,12 @@ const listPage = 500
 // cluster all primaries are asked.
 func (b *Backend) List(ctx context.Context) iter.Seq2[locker.Holding, error] {
 	return func(yield func(locker.Holding, error) bool) {
+		select {
+		case <-b.closed: // a client that is not ours would go on answering
+			yield(locker.Holding{}, locker.ErrClosed)
+			return
+		default:
+		}
 		servers, err := b.primaries(ctx)
 		for i := 0; err == nil && i < len(servers); i++ {
 			var more bool
@@ -95,7 +118,9 @@ func (b *Backend) list(ctx context.Context, server redis.Cmdable, yield func(loc
 			names, calls = append(names, name), append(calls, c)
 		}
 		for i, c := range calls {
-			if err := b.pipeline.finish(ctx, c); err != nil {
+			if err := b.pipeline.finish(ctx, c); isForeign(err) {
+				continue
+			} else if err != nil {
 				return true, err
 			}
 			if h := holding(names[i], c); h.Token != 0 && !yield(h, nil) {
@@ -106,6 +131,11 @@ func (b *Backend) list(ctx context.Context, server redis.Cmdable, yield func(loc
 			return true, nil
 		}
 	}
+}
+
+// isForeign reports whether a script found something else than the state of a lock; see prelude.lua.
+func isForeign(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "WRONGTYPE") || strings.Contains(err.Error(), "is in use for something that is not a lock"))
 }
 
 // escapePattern keeps the server from reading a prefix as a pattern.

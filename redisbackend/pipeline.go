@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,9 @@ const (
 	offerTime  = 20 * time.Microsecond // that a call waits for another to go out with; much less than a round trip
 	firstDelay = 4 * time.Millisecond  // until a third batch is sent beside two slow ones; doubles with each further one
 )
+
+// hungAfter is how long a server may answer nothing until it counts as hung.
+const hungAfter = minPatience
 
 // directPatience is how long a call may take that is made by its caller's own goroutine, which does not notice there
 // that its ctx is cancelled.
@@ -62,6 +66,8 @@ type pipeline struct {
 	patience time.Duration // and how long it may take
 	delayed  *time.Timer   // looks again whether one more batch may be sent
 	fast     bool          // the latest answer came in good time for a direct call
+	batches  int           // that workers have sent and that have no answer
+	heard    time.Time     // when the latest of them was answered, or the first of them sent
 	closed   bool
 
 	ctx     context.Context // ends with close
@@ -87,6 +93,19 @@ type call struct {
 	confirmed bool // false if durable and too few replicas confirmed
 	done      chan struct{}
 	dropped   bool // nobody waits for the answer; guarded by the pipeline's mu
+
+	// A call that goes to several servers at once comes back here, instead of closing done.
+	to   chan<- *call // has room for it
+	node *node
+}
+
+// finished hands a call back.
+func (c *call) finished() {
+	if c.to != nil {
+		c.to <- c
+	} else {
+		close(c.done)
+	}
 }
 
 func newPipeline(client redis.UniversalClient, own bool, limit, replicas int) *pipeline {
@@ -110,6 +129,11 @@ func (p *pipeline) do(ctx context.Context, c *call) error {
 	if p.direct(ctx, c) {
 		return p.result(ctx, c)
 	}
+	return p.queued(ctx, c)
+}
+
+// queued makes a call by a worker.
+func (p *pipeline) queued(ctx context.Context, c *call) error {
 	if err := p.begin(ctx, c); err != nil {
 		return err
 	}
@@ -173,7 +197,7 @@ func (p *pipeline) direct(ctx context.Context, c *call) bool {
 		if isTimeout(o.err) && !p.closed && !o.dropped {
 			p.queue = append(p.queue, o)
 		} else {
-			close(o.done)
+			o.finished()
 		}
 	}
 	p.dispatch()
@@ -195,6 +219,27 @@ func (p *pipeline) begin(ctx context.Context, c *call) error {
 	p.queue = append(p.queue, c)
 	p.dispatch()
 	return nil
+}
+
+// hangs tells whether nothing has come from the server for a while, although it was asked.
+func (p *pipeline) hangs() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.batches > 0 && time.Since(p.heard) > hungAfter
+}
+
+// post queues a call that comes back over its channel, by its deadline or soon after. If it cannot be sent by then it is not
+// sent at all.
+func (p *pipeline) post(c *call) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		c.err = locker.ErrClosed
+		c.finished()
+		return
+	}
+	p.queue = append(p.queue, c)
+	p.dispatch()
 }
 
 // finish waits for the answer to a call.
@@ -283,14 +328,23 @@ func (p *pipeline) serve() {
 	for {
 		for len(p.queue) > 0 && !p.closed {
 			batch := p.take()
+			if len(batch) == 0 {
+				continue
+			}
+			if p.batches++; p.batches == 1 {
+				p.heard = p.latest
+			}
 			ctx, cancel := context.WithTimeout(p.ctx, p.patience)
 			p.mu.Unlock()
 			p.send(ctx, batch)
 			cancel()
 			for _, c := range batch {
-				close(c.done)
+				c.finished()
 			}
 			p.mu.Lock()
+			if p.batches--; batch[0].err == nil {
+				p.heard = time.Now()
+			}
 			p.fast = p.own && batch[0].err == nil && time.Since(batch[0].start) < directPatience/4
 		}
 		p.active--
@@ -310,6 +364,7 @@ func (p *pipeline) serve() {
 // take removes the next batch from the queue. It is called with mu held.
 func (p *pipeline) take() []*call {
 	var batch []*call
+	p.expire()
 	if len(p.queue) <= maxBatch {
 		batch, p.queue = p.queue, nil
 	} else {
@@ -325,6 +380,23 @@ func (p *pipeline) take() []*call {
 	}
 	p.dispatch()
 	return batch
+}
+
+// expire hands back posted calls whose time is over. It is called with mu held.
+func (p *pipeline) expire() {
+	now := time.Now()
+	over := func(c *call) bool { return c.to != nil && now.After(c.deadline) }
+	if !slices.ContainsFunc(p.queue, over) {
+		return
+	}
+	p.queue = slices.DeleteFunc(p.queue, func(c *call) bool {
+		if !over(c) {
+			return false
+		}
+		c.err = context.DeadlineExceeded
+		c.finished()
+		return true
+	})
 }
 
 // send makes the calls of a batch. A server that does not know a script, because it was restarted, promoted or told to
@@ -397,7 +469,7 @@ func (p *pipeline) close() {
 	p.cancel()
 	for _, c := range p.queue {
 		c.err = locker.ErrClosed
-		close(c.done)
+		c.finished()
 	}
 	p.queue = nil
 	close(p.work)

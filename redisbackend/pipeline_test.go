@@ -252,6 +252,42 @@ func TestCancelledCallReturns(t *testing.T) {
 }
 
 // go-redis leaves the commands of a pipeline without an error when there is no connection.
+// A call that was offered went out with another one. Its caller gave up, so it is not sent again when that one hangs.
+func TestOfferedCallIsDropped(t *testing.T) {
+	b, w := wired(t, true, redis.Options{})
+	p := b.pipeline
+	offered := b.inspection("k")
+	offered.done = make(chan struct{})
+	p.mu.Lock()
+	p.fast, p.queue = true, append(p.queue, offered)
+	p.mu.Unlock()
+	hung := make(chan struct{})
+	w.before = sync.OnceValue(func() error {
+		close(hung)
+		time.Sleep(directPatience)
+		return context.DeadlineExceeded
+	})
+	direct := make(chan bool)
+	go func() { direct <- p.direct(t.Context(), b.inspection("other")) }()
+	<-hung
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.finish(gone, offered); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want Canceled", err)
+	}
+	if <-direct {
+		t.Error("a call that hung has a result")
+	}
+	w.before = nil
+	if err := p.do(t.Context(), b.inspection("third")); err != nil { // goes out with whatever is left
+		t.Error(err)
+	}
+	<-offered.done
+	if offered.sent != 1 {
+		t.Errorf("the offered call was sent %d times", offered.sent)
+	}
+}
+
 func TestNoConnection(t *testing.T) {
 	t.Parallel()
 	b, w := wired(t, false, redis.Options{PoolSize: 2})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -61,7 +62,46 @@ func TestNewcomersDoNotOvertake(t *testing.T) {
 	if lease, err := holder.Acquire(t.Context(), try("k")); !errors.Is(err, locker.ErrHeld) {
 		t.Errorf("a newcomer gets %v, %v before the waiter", lease, err)
 	}
+	held = granted(t, waiting, 2*time.Second).lease
+
+	// The same when the lock is taken away.
+	net.Heal()
+	waiting = wait(t.Context(), t, waiter, request("k"), 1)
+	time.Sleep(3 * 300 * time.Millisecond) // after its poll, so that only the time of the Break says that it has been woken
+	net.Delay(50*time.Millisecond, 0)
+	if err := holder.Break(t.Context(), locker.Holding{Key: "k", Token: held.Token}); err != nil {
+		t.Fatal(err)
+	}
+	if lease, err := holder.Acquire(t.Context(), try("k")); !errors.Is(err, locker.ErrHeld) {
+		t.Errorf("a newcomer gets %v, %v before the waiter", lease, err)
+	}
 	granted(t, waiting, 2*time.Second)
+}
+
+// Inspect counts those who wait, and neither the dead nor what the queue notes of its own.
+func TestInspectCountsTheLiving(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	holder, admin := open(t, server.URL), direct(t, server)
+	held := acquire(t, holder, request("k"))
+	ctx, stop := context.WithCancel(t.Context())
+	waiting := wait(ctx, t, open(t, server.URL), request("k"), 1)
+	stop() // and nobody cleans up
+	<-waiting
+	release(t, holder, held)
+	if _, err := holder.Acquire(t.Context(), try("k")); !errors.Is(err, locker.ErrHeld) {
+		t.Errorf("a newcomer gets %v before the waiter, who has just been woken", err)
+	}
+	if n := waiters(t, holder, "k"); n != 1 {
+		t.Errorf("one request waits, and Inspect counts %d", n)
+	}
+	long := redis.Z{Score: float64(time.Now().Add(-time.Hour).UnixMicro()), Member: admin.ZRange(t.Context(), "locker:{k}:order", 0, 0).Val()[0]}
+	if err := admin.ZAdd(t.Context(), "locker:{k}:seen", long).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if n := waiters(t, holder, "k"); n != 0 {
+		t.Errorf("the only waiter has died, and Inspect counts %d", n)
+	}
 }
 
 func TestWithdrawalWakesTheNext(t *testing.T) {
@@ -84,6 +124,28 @@ func TestWithdrawalWakesTheNext(t *testing.T) {
 	release(t, first, cleanUp(leaving))
 	if took := granted(t, waiting, 5*time.Second).at.Sub(withdrawn); took > 200*time.Millisecond {
 		t.Errorf("granted %v after the withdrawal: the wake-up is missing", took)
+	}
+}
+
+// The first leaves while the lock is held: the release wakes the one who is first then.
+func TestWithdrawalOfTheFirst(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	holder, first, second := open(t, server.URL), open(t, server.URL), open(t, server.URL)
+	held := acquire(t, holder, request("k"))
+	ctx, cancel := context.WithCancel(t.Context())
+	leaving := request("k")
+	left := wait(ctx, t, first, leaving, 1)
+	waiting := wait(t.Context(), t, second, request("k"), 2)
+	subscribed(t, server.Addr, 3)
+	time.Sleep(100 * time.Millisecond) // each polls once more when it has subscribed
+	cancel()
+	<-left
+	release(t, first, cleanUp(leaving))
+	released := time.Now()
+	release(t, holder, held)
+	if took := granted(t, waiting, 5*time.Second).at.Sub(released); took > 200*time.Millisecond {
+		t.Errorf("granted %v after the release: the wake-up went to the one who had left", took)
 	}
 }
 
@@ -123,6 +185,30 @@ func TestLostWakeUp(t *testing.T) {
 	waiting := wait(t.Context(), t, waiter, request("k"), 1)
 	release(t, holder, held)
 	granted(t, waiting, waiter.Capabilities().Fallback)
+}
+
+// Those who come later pass a waiter that is not heard in its turn, but not again and again.
+func TestLostWakeUpsAmongNewcomers(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	holder, waiter := open(t, server.URL), deaf(t, server)
+	held := acquire(t, holder, request("k"))
+	waiting := wait(t.Context(), t, waiter, request("k"), 1)
+	release(t, holder, held)
+	for begun := time.Now(); len(waiting) == 0; { // a Locker that takes the lock again as soon as it has released it
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		lease, err := holder.Acquire(ctx, request("k"))
+		cancel()
+		if err != nil {
+			break // it is the waiter's
+		}
+		time.Sleep(20 * time.Millisecond)
+		release(t, holder, lease)
+		if late := time.Since(begun); late > waiter.Capabilities().Fallback+time.Second {
+			t.Fatalf("others take the lock again and again, and a waiter that was there before has waited for %v", late)
+		}
+	}
+	granted(t, waiting, time.Second)
 }
 
 func TestDeadWaiters(t *testing.T) {
@@ -185,6 +271,47 @@ func TestDeletedStateKeepsTheQueue(t *testing.T) {
 	}
 	release(t, first, a.lease)
 	granted(t, two, 3*time.Second)
+}
+
+// A waiter that died before the clock was set back seems to have polled in the future, and the lock to become free there.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	admin, holder := direct(t, server), open(t, server.URL)
+	held := acquire(t, holder, request("k"))
+	ctx, die := context.WithCancel(t.Context())
+	dead := wait(ctx, t, open(t, server.URL), request("k"), 1)
+	die() // and nobody cleans up
+	<-dead
+	waiting := wait(t.Context(), t, open(t, server.URL), request("k"), 2)
+	first := admin.ZRange(t.Context(), "locker:{k}:order", 0, 0).Val()[0]
+	if err := admin.ZIncrBy(t.Context(), "locker:{k}:seen", 3600e6, first).Err(); err != nil {
+		t.Fatal(err)
+	}
+	release(t, holder, held)
+	later := fmt.Sprintf("%016d", time.Now().Add(time.Hour).UnixMicro())
+	if err := admin.SetRange(t.Context(), "locker:{k}", 34, later).Err(); err != nil {
+		t.Fatal(err)
+	}
+	granted(t, waiting, holder.Capabilities().Fallback+time.Second)
+}
+
+// Who comes after the clock was set back stands behind those who came before.
+func TestOrderWhenTheClockIsSetBack(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	admin, holder := direct(t, server), open(t, server.URL)
+	held := acquire(t, holder, request("k"))
+	first := wait(t.Context(), t, open(t, server.URL), request("k"), 1)
+	if err := admin.ZIncrBy(t.Context(), "locker:{k}:order", 3600e6, admin.ZRange(t.Context(), "locker:{k}:order", 0, 0).Val()[0]).Err(); err != nil {
+		t.Fatal(err)
+	}
+	second := wait(t.Context(), t, open(t, server.URL), request("k"), 2)
+	release(t, holder, held)
+	granted(t, first, 3*time.Second)
+	if len(second) > 0 {
+		t.Error("both waiters were granted")
+	}
 }
 
 // While the holder keeps the lock, a waiter costs the server less than a command in a second.

@@ -47,3 +47,20 @@ func TestLimitedRights(t *testing.T) {
 	}
 	release(t, l, granted(t, next, l.Capabilities().Fallback).lease)
 }
+
+// A user without channels could lock and release, until somebody waits. It is told at once.
+func TestUserWithoutChannels(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	args := []any{"acl", "setuser", "app", "on", ">s3cret", "~locker:*", "+@all", "resetchannels"}
+	if err := direct(t, server).Do(t.Context(), args...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := locker.OpenLocker(t.Context(), "redis://app:s3cret@"+server.Addr, locker.Config{})
+	if err == nil {
+		t.Fatal("opened, although no waiter can be woken", l.Close())
+	}
+	if !strings.Contains(err.Error(), "lacks rights") || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("got %v, want to be told what the user may not do", err)
+	}
+}

@@ -46,6 +46,18 @@ func checkServer(ctx context.Context, client redis.UniversalClient) error {
 	return nil
 }
 
+// checkChannels finds out whether this user may publish under the prefix. New users of Redis 7 may not, and nobody would
+// know before somebody waits for a lock: then its release fails.
+func checkChannels(ctx context.Context, client redis.UniversalClient, prefix string) error {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	err := client.Publish(ctx, prefix+"notices:", "").Err() // nobody listens there
+	if redis.HasErrorPrefix(err, "NOPERM") {
+		return explain(err)
+	}
+	return nil // of other errors the first call will tell
+}
+
 // field finds a field in the answer to INFO.
 func field(info, name string) string {
 	for line := range strings.Lines(info) {

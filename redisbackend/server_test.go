@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,7 +214,7 @@ func TestOutOfMemory(t *testing.T) {
 	t.Parallel()
 	server := start(t)
 	l, other, admin := open(t, server.URL), open(t, server.URL), direct(t, server)
-	held := acquire(t, l, request("held"))
+	held, stuck := acquire(t, l, request("held")), acquire(t, l, request("stuck"))
 	waiting := wait(t.Context(), t, other, request("held"), 1)
 	if err := admin.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
 		t.Fatal(err)
@@ -231,6 +232,9 @@ func TestOutOfMemory(t *testing.T) {
 	}
 	release(t, l, held)
 	release(t, l, held)
+	if err := other.Break(t.Context(), locker.Holding{Key: "stuck", Token: stuck.Token}); err != nil {
+		t.Errorf("what is held cannot be taken away: %v", err)
+	}
 	if err := admin.ConfigSet(t.Context(), "maxmemory", "0").Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -290,6 +294,15 @@ func TestNilClient(t *testing.T) {
 	}
 }
 
+func TestRing(t *testing.T) {
+	t.Parallel()
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"one": start(t).Addr}})
+	defer ring.Close()
+	if _, err := redisbackend.New(t.Context(), ring, redisbackend.Options{}); err == nil || !strings.Contains(err.Error(), "*redis.Ring") {
+		t.Errorf("New(%T): %v", ring, err)
+	}
+}
+
 func TestForeignKey(t *testing.T) {
 	t.Parallel()
 	server := start(t)
@@ -302,5 +315,21 @@ func TestForeignKey(t *testing.T) {
 	}
 	if value := admin.Get(t.Context(), "locker:{k}").Val(); value != "something else" {
 		t.Errorf("the key was overwritten: %q", value)
+	}
+
+	// Others' keys do not hide the locks from an operator.
+	if err := admin.HSet(t.Context(), "locker:{h}", "field", "value").Err(); err != nil {
+		t.Fatal(err)
+	}
+	acquire(t, l, request("ours"))
+	var seen []string
+	for h, err := range l.List(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, h.Key)
+	}
+	if !slices.Equal(seen, []string{"ours"}) {
+		t.Errorf("List tells of %q", seen)
 	}
 }

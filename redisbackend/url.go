@@ -23,6 +23,8 @@ func init() {
 	locker.Register("redis", open)
 	locker.Register("rediss", open)
 	locker.Register("redis+unix", open)
+	locker.Register("redlock", openRedlock)
+	locker.Register("redlocks", openRedlock)
 }
 
 // open makes a Backend with a client of its own from a URL:
@@ -51,10 +53,13 @@ func open(ctx context.Context, cfg locker.Config) (locker.Locker, error) {
 // defaultDialTimeout bounds the making of a connection.
 const defaultDialTimeout = 3 * time.Second
 
-// fromURL reads the settings. No error repeats what may be a password.
-func fromURL(cfg locker.Config) (*redis.Options, *dialer, Options, error) {
-	client := &redis.Options{
+// ownClient are the settings of clients that are made from a URL.
+func ownClient(cfg locker.Config) *redis.Options {
+	password, _ := cfg.URL.User.Password()
+	return &redis.Options{
 		Network:               "tcp",
+		Username:              cfg.URL.User.Username(),
+		Password:              password,
 		MaxRetries:            -1, // the Client knows better when to ask again
 		ContextTimeoutEnabled: true,
 		ReadTimeout:           maxPatience, // each batch has its own, shorter time-out
@@ -63,9 +68,11 @@ func fromURL(cfg locker.Config) (*redis.Options, *dialer, Options, error) {
 		PoolSize:              maxBatches + 4, // and some for lists and the check of the server
 		DisableIdentity:       true,
 	}
-	password, _ := cfg.URL.User.Password()
-	client.Username, client.Password = cfg.URL.User.Username(), password
+}
 
+// fromURL reads the settings. No error repeats what may be a password.
+func fromURL(cfg locker.Config) (*redis.Options, *dialer, Options, error) {
+	client := ownClient(cfg)
 	params := cfg.URL.Query()
 	var opts Options
 	var ca string
@@ -81,35 +88,50 @@ func fromURL(cfg locker.Config) (*redis.Options, *dialer, Options, error) {
 		return nil, nil, opts, err
 	}
 
-	path := cfg.URL.Path
 	if cfg.URL.Scheme == "redis+unix" {
-		if cfg.URL.Host != "" || path == "" {
+		if cfg.URL.Host != "" || cfg.URL.Path == "" {
 			return nil, nil, opts, errors.New("the URL names no socket: write redis+unix:///path/of/the/socket?db=0")
 		}
-		client.Network, client.Addr = "unix", path
+		client.Network, client.Addr = "unix", cfg.URL.Path
 	} else {
 		if client.Addr, err = address(cfg.URL); err != nil {
 			return nil, nil, opts, err
 		}
-		if db := strings.Trim(path, "/"); db != "" {
-			if params.Has("db") {
-				return nil, nil, opts, errors.New("the URL names a database twice: give it as path or as parameter db")
-			}
-			if err := number(&client.DB, 0)(db); err != nil {
-				return nil, nil, opts, errors.New("the URL's path is not the number of a database: write redis://host:6379/0")
-			}
-		}
-	}
-
-	var secure *tls.Config
-	if cfg.URL.Scheme == "rediss" {
-		if secure, err = tlsConfig(cfg.URL.Hostname(), ca); err != nil {
+		if err := database(cfg.URL, client); err != nil {
 			return nil, nil, opts, err
 		}
-	} else if ca != "" {
-		return nil, nil, opts, errors.New("the parameter ca is for TLS: write rediss://")
+	}
+	secure, err := secured(cfg.URL, cfg.URL.Scheme == "rediss", ca)
+	if err != nil {
+		return nil, nil, opts, err
 	}
 	return client, newDialer(cfg, client.DialTimeout, secure), opts, nil
+}
+
+// database reads the database's number from the path.
+func database(u *url.URL, client *redis.Options) error {
+	db := strings.Trim(u.Path, "/")
+	switch {
+	case db == "":
+		return nil
+	case u.Query().Has("db"):
+		return errors.New("the URL names a database twice: give it as path or as parameter db")
+	}
+	if err := number(&client.DB, 0)(db); err != nil {
+		return fmt.Errorf("the URL's path is not the number of a database: write %s://host:6379/0", u.Scheme)
+	}
+	return nil
+}
+
+// secured are the settings of TLS for one host, or nil if the scheme is without.
+func secured(u *url.URL, secure bool, ca string) (*tls.Config, error) {
+	if !secure {
+		if ca != "" {
+			return nil, fmt.Errorf("the parameter ca is for TLS: write %ss://", strings.TrimSuffix(u.Scheme, "+unix"))
+		}
+		return nil, nil
+	}
+	return tlsConfig(u.Hostname(), ca)
 }
 
 // readParams hands each parameter to its reader.

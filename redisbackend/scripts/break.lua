@@ -1,21 +1,23 @@
 -- Takes the lock away from the grant with this token, and tells its holder.
 --
 -- KEYS   1 state
--- ARGV   1 token
+-- ARGV   1 token   2 "id" if it is the grant's id instead
 -- Reply  1 done   0 that grant does not hold the lock
 local state = redis.call('GET', KEYS[1])
 local now, text = clock()
-local token, ends, expiry = read(state)
-if ends <= now or tonumber(token) ~= tonumber(ARGV[1]) then
+local ends, size = read(state)
+if ends <= now then
   return 0
 end
-local id, channel = string.match(rest(state), '^(%S+) (%S+) ')
-local queue = open_queue()
-local first = queue.first(now)
-overwrite('SET', KEYS[1], token .. ' ' .. released .. ' ' .. expiry .. (first and ' 1 ' or ' 0 ') .. ' ' .. text, 'KEEPTTL')
+local id, channel = string.match(state, '^(%S+) (%S+) ', 68)
+if ARGV[2] == 'id' and id ~= ARGV[1] or not ARGV[2] and tonumber(string.sub(state, 1, 16)) ~= tonumber(ARGV[1]) then
+  return 0
+end
+local head = string.sub(state, #state + 1 - size)
+overwrite('SET', KEYS[1], string.sub(state, 1, 17) .. none .. ' ' .. text .. string.sub(state, 51, 67) .. '\127 - ' .. head, 'KEEPTTL')
 redis.call('SET', KEYS[1] .. ':gone:' .. id, 'lost', 'PX', tombstone)
 redis.call('PUBLISH', channel, 'lost ' .. id)
-if first then
-  queue.wake(first)
+if size > 0 then
+  wake(head)
 end
 return 1

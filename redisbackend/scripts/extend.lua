@@ -5,9 +5,8 @@
 -- Reply  1 extended   0 lost
 local state = redis.call('GET', KEYS[1])
 local now = clock()
-local token, ends, expiry, waited = read(state)
-if ends <= now or not holds(state, ARGV[1]) then
+if read(state) <= now or not belongs(state, ARGV[1]) then
   return 0
 end
-lease(overwrite, token, now, ARGV[2], expiry, waited, rest(state))
+prolong(overwrite, state, now + ARGV[2])
 return 1

@@ -1,40 +1,35 @@
--- Frees the lock if the request holds it. A repeated release is answered like the first, and an acquire of this request
--- that lands later is refused.
---
--- KEYS   1 state
--- ARGV   1 id   2 only for a clean-up, which also takes the request out of the queue: channel
--- Reply  1 done   0 lost
-local me, channel = ARGV[1], ARGV[2]
-local state = redis.call('GET', KEYS[1])
-local now, text = clock()
-local token, ends, expiry, waited = read(state)
-local mine = ends > now and holds(state, me)
+-- Goes on where release_idle.lua has not answered.
+local ends, size = read(state)
+local mine, held = belongs(state, me), ends > now
+local cleanup = channel and ARGV[3] ~= 'granted'
 
-local gone
-if not mine then
-  gone = redis.call('GET', KEYS[1] .. ':gone:' .. me)
-  if not gone and state and ends == 0 and string.sub(state, 48, -18) == me then
-    gone = 'done'
-  end
-  if not gone then
-    gone = channel and 'done' or 'lost'
+local done = mine and (held or ends == 0)
+local freed = mine and held
+if not done then
+  local gone = redis.call('GET', KEYS[1] .. ':gone:' .. me)
+  if not gone or gone == 'expired' then
+    gone = cleanup and 'done' or 'lost'
     overwrite('SET', KEYS[1] .. ':gone:' .. me, gone, 'PX', tombstone)
   end
+  done = cleanup or gone == 'done'
 end
 
-local queue, first
-if channel or waited == '1' then
-  queue = open_queue()
-  if channel then
-    queue.leave(me .. ' ' .. channel)
+local head = size > 0 and string.sub(state, -size)
+if channel then
+  local queue = open_queue()
+  leave(me .. ' ' .. channel)
+  local first = queue.first(now)
+  if state and first ~= head then
+    state = string.sub(state, 1, 62) .. tail(state, size, first or '')
+    overwrite('SET', KEYS[1], state, 'KEEPTTL')
   end
-  first = queue.first(now)
+  head = first
 end
-if mine then
-  overwrite('SET', KEYS[1], token .. ' ' .. released .. ' ' .. expiry .. (first and ' 1 ' or ' 0 ') .. me .. ' ' .. text, 'KEEPTTL')
+if freed then
+  overwrite('SETRANGE', KEYS[1], 17, none .. ' ' .. text)
 end
 -- A waiter that gives up may just have been woken, so the next one is woken in its place.
-if first and (mine or ends <= now) then
-  queue.wake(first)
+if head and (freed or not held) then
+  wake(head)
 end
-return (mine or channel or gone == 'done') and 1 or 0
+return done and 1 or 0

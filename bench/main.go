@@ -1,10 +1,10 @@
 // Command bench puts the same load on this library, on others, and on bare server commands, in interleaved rounds of
-// one run, and prints the medians with their ratio to this library. Only ratios within one run mean anything: the machine's speed
-// drifts.
+// one run, and prints the medians with their ratio to this library. Only ratios within one run mean anything: the
+// machine's speed drifts.
 //
-//	go run . [-rounds 5] [-scenario uncontended] [-peer locker,redislock] [-url redis://127.0.0.1:6379]
+//	go run . [-server redis] [-scenario uncontended] [-peer locker,redislock] [-rounds 5] [-json] [-plots DIR]
 //
-// Without -url it starts a private server.
+// It starts private servers, unless -url names one.
 package main
 
 import (
@@ -14,35 +14,44 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net/url"
+	"math"
 	"os"
 	"os/signal"
 	"runtime"
 	"slices"
 	"strings"
-	"text/tabwriter"
-
-	"github.com/fec20105/locker/internal/servertest"
+	"time"
 )
 
 type settings struct {
-	rounds         int
-	scenario, peer string
-	url            string
-	json           bool
+	servers, scenario, peers string
+	rounds                   int
+	url                      string
+	json                     bool
+	plots                    string
+	quick                    bool
 }
 
 func main() {
 	var s settings
-	flag.IntVar(&s.rounds, "rounds", 5, "rounds of every scenario and peer; the median counts")
+	flag.StringVar(&s.servers, "server", "", "only servers of these sorts, separated by commas: "+names(systems, system.title))
 	flag.StringVar(&s.scenario, "scenario", "", "only scenarios whose name contains this")
-	flag.StringVar(&s.peer, "peer", "", "only these peers, by name, separated by commas")
-	flag.StringVar(&s.url, "url", "", "use this Redis instead of a private one")
+	flag.StringVar(&s.peers, "peer", "", "only these peers, by name, separated by commas")
+	flag.IntVar(&s.rounds, "rounds", 5, "rounds of every scenario and peer; the median counts")
+	flag.StringVar(&s.url, "url", "", "use this server instead of a private one; needs -server")
 	flag.BoolVar(&s.json, "json", false, "print every round as JSON, a line for each scenario, instead of tables")
+	flag.StringVar(&s.plots, "plots", "", "draw the results into this folder, too")
+	flag.BoolVar(&s.quick, "quick", false, "small loads that only show that everything works")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, s, os.Stdout); err != nil {
+	var err error
+	if job, isWorker := os.LookupEnv(workerJob); isWorker {
+		err = work(ctx, job, os.Stdin, os.Stdout)
+	} else {
+		err = run(ctx, s, os.Stdout)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -50,105 +59,136 @@ func main() {
 
 // result is what one peer did in one scenario.
 type result struct {
-	Scenario, Figure, Unit, Peer string
-	Rounds                       []float64
-	lessIsMore                   bool
+	Server, Scenario, Figure, Unit, Peer string
+	Rounds                               []value
+	Error                                string `json:",omitempty"` // why it could not
+	lessIsMore                           bool
 }
 
-func (r result) median() float64 { return percentile(slices.Clone(r.Rounds), 50) }
+// value is a figure; not a number where something never happened.
+type value float64
 
-func run(ctx context.Context, s settings, out io.Writer) (err error) {
+// MarshalJSON writes null for what is not a number.
+func (v value) MarshalJSON() ([]byte, error) {
+	if math.IsNaN(float64(v)) {
+		return []byte("null"), nil
+	}
+	return json.Marshal(float64(v))
+}
+
+func (r result) median() float64 { return r.percentile(50) }
+
+func (r result) percentile(p int) float64 {
+	values := make([]float64, len(r.Rounds))
+	for i, v := range r.Rounds {
+		values[i] = float64(v)
+	}
+	return percentile(values, p)
+}
+
+func run(ctx context.Context, s settings, out io.Writer) error {
 	if s.rounds < 1 {
 		return errors.New("-rounds must be at least 1")
 	}
-	if s.url == "" {
-		server, err := servertest.StartRedis(ctx, servertest.RedisOptions{Private: true, Args: []string{"--appendonly", "no"}})
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, server.Stop()) }()
-		s.url = server.URL
+	if s.url != "" && !slices.ContainsFunc(systems, func(sys system) bool { return sys.name == s.servers }) {
+		return errors.New("-url needs -server with one of " + names(systems, system.title))
 	}
-	u, err := url.Parse(s.url)
-	if err != nil {
-		return errors.New("-url cannot be parsed")
-	}
-	b := &bench{url: s.url, server: newMonitor(u.Host)}
-	defer func() { err = errors.Join(err, b.server.close()) }()
-
 	if !s.json {
 		fmt.Fprintf(out, "%s/%s, %d processors, %s, median of %d interleaved rounds\n",
 			runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version(), s.rounds)
 	}
 	done := 0
-	for _, sc := range scenarios {
-		peers := chosen(s.peer, sc)
-		if !strings.Contains(sc.name, s.scenario) || len(peers) == 0 {
+	for _, sys := range systems {
+		if s.servers != "" && !slices.Contains(strings.Split(s.servers, ","), sys.name) {
 			continue
 		}
-		results, err := b.measure(ctx, sc, peers, s.rounds)
+		n, err := sys.measure(ctx, s, out)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", sys.name, err)
 		}
-		if done++; s.json {
-			err = json.NewEncoder(out).Encode(results)
-		} else {
-			err = table(out, results)
-		}
-		if err != nil {
-			return err
-		}
+		done += n
 	}
 	if done == 0 {
-		return errors.New("no scenario or no peer has such a name")
+		return errors.New("no server, scenario or peer has such a name; peers: " + names(systems, func(sys system) string { return names(sys.peers, peer.title) }))
 	}
 	return nil
 }
 
-func chosen(names string, sc scenario) []peer {
-	return slices.DeleteFunc(slices.Clone(redisPeers), func(p peer) bool {
-		return p.floor && !sc.floors || names != "" && !slices.Contains(strings.Split(names, ","), p.name)
-	})
+func (sys system) title() string { return sys.name }
+func (p peer) title() string     { return p.name }
+
+// names lists what there is to choose from.
+func names[T any](all []T, name func(T) string) string {
+	var list []string
+	for _, one := range all {
+		list = append(list, name(one))
+	}
+	return strings.Join(list, ", ")
 }
 
-// measure runs one scenario in rounds: every peer once in each, in turn, so that a slow minute hits all of them.
-func (b *bench) measure(ctx context.Context, sc scenario, peers []peer, rounds int) ([]result, error) {
+// measure runs the scenarios on one server, and tells how many.
+func (sys system) measure(ctx context.Context, s settings, out io.Writer) (done int, err error) {
+	b := &bench{system: sys, url: s.url, quick: s.quick, run: time.Now().UnixMicro()}
+	if b.url == "" {
+		var stop func() error
+		if b.url, stop, err = sys.start(ctx); err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, stop()) }()
+	}
+	if b.monitor, err = sys.watch(ctx, b.url); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, b.monitor.close()) }()
+	for _, sc := range sys.runs() {
+		peers := slices.DeleteFunc(slices.Clone(sys.peers), func(p peer) bool {
+			return p.floor && !sc.floors || s.peers != "" && !slices.Contains(strings.Split(s.peers, ","), p.name)
+		})
+		if !strings.Contains(sc.name, s.scenario) || len(peers) == 0 {
+			continue
+		}
+		results := b.rounds(ctx, sc, peers, s.rounds)
+		if err := ctx.Err(); err != nil {
+			return done, err
+		}
+		done++
+		if s.json {
+			err = json.NewEncoder(out).Encode(results)
+		} else {
+			err = table(out, results)
+		}
+		if err == nil && s.plots != "" {
+			err = plot(s.plots, results)
+		}
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// rounds runs one scenario: every peer once in each round, in turn, so that a slow minute hits all of them.
+func (b *bench) rounds(ctx context.Context, sc scenario, peers []peer, rounds int) []result {
 	results := make([]result, len(peers)*len(sc.figures))
+	failed := make([]string, len(peers))
 	for range rounds {
 		for i, p := range peers {
+			if failed[i] != "" {
+				continue
+			}
 			runtime.GC()
 			values, err := sc.run(ctx, b, p)
 			if err != nil {
-				return nil, fmt.Errorf("%s, %s: %w", sc.name, p.name, err)
+				failed[i] = err.Error()
 			}
 			for j, f := range sc.figures {
 				r := &results[j*len(peers)+i]
-				*r = result{sc.name, f.name, f.unit, p.name, append(r.Rounds, values[j]), f.lessIsMore}
+				*r = result{b.system.name, sc.name, f.name, f.unit, p.name, r.Rounds, failed[i], f.lessIsMore}
+				if err == nil {
+					r.Rounds = append(r.Rounds, value(values[j]))
+				}
 			}
 		}
 	}
-	return results, nil
-}
-
-func table(out io.Writer, results []result) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	heading := ""
-	var ours float64
-	for _, r := range results {
-		if h := r.Scenario + ": " + r.Figure; h != heading {
-			heading = h
-			better := "more is better"
-			if r.lessIsMore {
-				better = "less is better"
-			}
-			fmt.Fprintf(w, "\n%s (%s)\n", h, better)
-			ours = r.median()
-		}
-		ratio := "-"
-		if theirs := r.median(); theirs > 0 {
-			ratio = fmt.Sprintf("locker / it: %.2f", ours/theirs)
-		}
-		fmt.Fprintf(w, "  %s\t%.4g %s\t(%.4g to %.4g)\t%s\n", r.Peer, r.median(), r.Unit, slices.Min(r.Rounds), slices.Max(r.Rounds), ratio)
-	}
-	return w.Flush()
+	return results
 }

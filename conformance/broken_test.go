@@ -2,7 +2,9 @@ package conformance
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -119,6 +121,15 @@ func rowsNamed(t *testing.T, names ...string) []row {
 		t.Fatalf("the suite has not all of the rows %v", names)
 	}
 	return found
+}
+
+// TestMain lets more tests run at a time than there are processors: they spend their time in waiting.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
+		_ = parallel.Value.Set("6")
+	}
+	os.Exit(m.Run())
 }
 
 // TestBrokenLockers runs the rows that are meant for each broken locker. Each of them must fail by what it sees,

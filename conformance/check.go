@@ -24,6 +24,7 @@ type row struct {
 	clause string // of the contract: what must be true, printed when it is not
 	needs  need   // what the harness must offer
 	alone  bool   // hurts the server or keeps the processors busy: runs by itself, after the others
+	long   bool   // takes several TTLs: begins before the others
 	run    func(t *trial)
 }
 
@@ -134,13 +135,15 @@ const atOnce = 16
 func schedule(rows []row, run func(row)) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
-	for _, r := range rows {
-		if !r.alone {
-			slots <- struct{}{}
-			wg.Go(func() {
-				defer func() { <-slots }()
-				run(r)
-			})
+	for _, long := range []bool{true, false} {
+		for _, r := range rows {
+			if !r.alone && r.long == long {
+				slots <- struct{}{}
+				wg.Go(func() {
+					defer func() { <-slots }()
+					run(r)
+				})
+			}
 		}
 	}
 	wg.Wait()

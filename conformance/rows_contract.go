@@ -56,6 +56,7 @@ var contractRows = []row{
 	{
 		name:   "shared-timer",
 		clause: "A lease ends on its own TTL although a heartbeat for another lock keeps a shared session alive.",
+		long:   true,
 		run:    sharedTimer,
 	},
 	{

@@ -21,6 +21,7 @@ var expiryRows = []row{
 	{
 		name:   "heartbeat-holds",
 		clause: "Under a heartbeat a lock is held for many times its TTL, with the same token.",
+		long:   true,
 		run:    heartbeatHolds,
 	},
 	{
@@ -39,7 +40,8 @@ var expiryRows = []row{
 		name: "conservative-deadline",
 		clause: "Start is read before the sending, so that a lease is not trusted longer than the server keeps " +
 			"it, however long the answer was on its way.",
-		run: conservativeDeadline,
+		long: true,
+		run:  conservativeDeadline,
 	},
 	{
 		name:   "early-warning",

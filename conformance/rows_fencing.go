@@ -16,6 +16,7 @@ var fencingRows = []row{
 	{
 		name:   "tokens-increase",
 		clause: "A grant's Token is greater than that of every earlier grant of the key.",
+		long:   true,
 		run:    tokensIncrease,
 	},
 	{

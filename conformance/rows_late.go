@@ -15,7 +15,8 @@ var lateRows = []row{
 		name: "late-extend",
 		clause: "Extend MUST NOT touch a successor's lease, also when it reaches the server long after its own " +
 			"lease has expired.",
-		run: lateExtend,
+		long: true,
+		run:  lateExtend,
 	},
 	{
 		name: "late-release",
@@ -27,7 +28,8 @@ var lateRows = []row{
 		name: "late-by-a-moment",
 		clause: "Release and Extend look at the owner and act in one step at the server: they MUST NOT touch a " +
 			"successor either when the lease ends while they are under way.",
-		run: lateByAMoment,
+		long: true,
+		run:  lateByAMoment,
 	},
 	{
 		name:   "late-acquire",
@@ -38,7 +40,8 @@ var lateRows = []row{
 		name: "slow-grant",
 		clause: "A grant whose answer comes when its TTL is over is an error, never an expired lease; the Client " +
 			"frees the key.",
-		run: slowGrant,
+		long: true,
+		run:  slowGrant,
 	},
 }
 
@@ -211,6 +214,9 @@ func slowGrant(t *trial) {
 	}
 	if errors.Is(err, locker.ErrHeld) {
 		t.Errorf("acquire of a free key: %v", err)
+	}
+	if way := t.TTL + t.caps.Granularity; took > 10*way+t.slack { // a connection that must be opened takes several ways
+		t.Errorf("a hopeless acquire was given up after %v, on a link on which each answer takes %v", took, way)
 	}
 	lease, _ := t.freeWithin(observer, key, time.Now(), t.soon())
 	t.release(observer, lease)

@@ -34,6 +34,7 @@ var lossRows = []row{
 	{
 		name:   "healthy-after-loss",
 		clause: "A Client that has lost a lock and its link acquires and holds like before once the link is back.",
+		long:   true,
 		run:    healthyAfterLoss,
 	},
 	{

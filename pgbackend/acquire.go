@@ -20,6 +20,7 @@ func (b *Backend) Acquire(ctx context.Context, req locker.Request) (locker.Lease
 		if err := b.ready(ctx); err != nil {
 			return locker.Lease{}, b.fail("acquire", req.Key, err)
 		}
+		began := time.Now()
 		g, mine, err := b.request(req)
 		if err == nil && mine {
 			err = b.ask(ctx, g)
@@ -27,7 +28,7 @@ func (b *Backend) Acquire(ctx context.Context, req locker.Request) (locker.Lease
 		if err == nil {
 			err = b.await(ctx, g, mine)
 		}
-		if errors.Is(err, errSession) && try < tries {
+		if errors.Is(err, errSession) && try < tries && !b.tooSlow(g, began) {
 			// The session may have ended long before. Ask again once it is certain that it holds nothing.
 			select {
 			case <-b.endOf(g):
@@ -46,6 +47,15 @@ func (b *Backend) Acquire(ctx context.Context, req locker.Request) (locker.Lease
 		}
 		return locker.Lease{}, b.fail("acquire", req.Key, err)
 	}
+}
+
+// tooSlow tells that a session which was opened for this try has ended because its answer was not here within the TTL. The next
+// one's would not be either.
+func (b *Backend) tooSlow(g *grant, began time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := g.holder
+	return h != nil && h.made.After(began) && time.Since(h.made) >= g.timer.ttl
 }
 
 // errSession is matched by the failure of a question whose session ended before it was answered.

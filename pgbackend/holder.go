@@ -19,6 +19,7 @@ type timer struct {
 type holder struct {
 	*session
 	timer  timer
+	made   time.Time           // when it was ready
 	grants map[*grant]struct{} // that it holds, or that it was asked for
 	first  time.Time           // when the first of them came
 	empty  time.Time           // when the last of them went
@@ -158,6 +159,7 @@ func (b *Backend) makeHolder(t timer) (*holder, error) {
 		h := &holder{session: s, timer: t, grants: make(map[*grant]struct{}), empty: time.Now()}
 		s.listen(b.brokenBy(h), func() { b.holderEnded(h) })
 		if err = b.prepareHolder(h); err == nil {
+			h.made = time.Now()
 			return h, nil
 		}
 		s.close()

@@ -115,6 +115,8 @@ func etcdArgs(folder string, api etcdAPI, i int, peers []int) []string {
 		"--initial-cluster", strings.Join(members, ","),
 		"--initial-cluster-token", members[0],
 		"--log-level", "warn",
+		// A member that starts again and finds more than 5,000 entries to apply refuses requests and fills its log meanwhile.
+		"--snapshot-count", "1000",
 	}
 }
 

@@ -128,11 +128,13 @@ func Check(ctx context.Context, h Harness, report func(Result)) error {
 	return ctx.Err()
 }
 
-// atOnce is the number of rows that run at the same time: they spend their time in waiting, not in working.
+// atOnce is how many rows run at the same time unless the harness says otherwise: they spend their time in waiting, not
+// in working.
 const atOnce = 16
 
-// schedule calls run for each row, and returns when all are done: first those that bear company, then the others.
-func schedule(rows []row, run func(row)) {
+// schedule calls run for each row, and returns when all are done: first those that bear company, so many at a time, then
+// the others.
+func schedule(rows []row, atOnce int, run func(row)) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
 	for _, long := range []bool{true, false} {
@@ -178,6 +180,9 @@ func newSuite(ctx context.Context, h Harness) (_ *suite, err error) {
 	if h.TTL <= 0 {
 		h.TTL = 2 * time.Second
 	}
+	if h.AtOnce <= 0 {
+		h.AtOnce = atOnce
+	}
 	s := &suite{Harness: h, slack: slack()}
 	ctx, cancel := context.WithTimeout(ctx, s.watchdog())
 	defer cancel()
@@ -214,7 +219,7 @@ func (s *suite) watchdog() time.Duration {
 // runRows runs the rows and reports each result, one at a time.
 func (s *suite) runRows(ctx context.Context, rows []row, report func(Result)) {
 	var mu sync.Mutex
-	schedule(rows, func(r row) {
+	schedule(rows, s.AtOnce, func(r row) {
 		result := s.run(ctx, r)
 		mu.Lock()
 		defer mu.Unlock()

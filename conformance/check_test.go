@@ -207,7 +207,7 @@ func TestScheduleRunsRowsThatAreAloneLast(t *testing.T) {
 		rows = append(rows, row{name: "together"})
 	}
 	rows = append(rows, row{name: "alone", alone: true})
-	schedule(rows, func(r row) {
+	schedule(rows, atOnce, func(r row) {
 		mu.Lock()
 		running++
 		most = max(most, running)

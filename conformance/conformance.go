@@ -31,6 +31,9 @@ type Harness struct {
 	Open func(ctx context.Context, net *Network) (locker.Locker, error)
 	// TTL is the shortest that the backend keeps precisely; 2 s if zero. The whole suite takes about 30 of them.
 	TTL time.Duration
+	// AtOnce is how many rows run at the same time; 16 if zero. With fewer the suite takes longer, and needs fewer
+	// connections: each row opens up to ten Lockers.
+	AtOnce int
 
 	// Expire makes the server forget a lease now, behind its holder's back.
 	Expire func(ctx context.Context, lease locker.Lease) error
@@ -95,7 +98,7 @@ func Run[T TestingT[T]](t T, h Harness) {
 
 func runRowsAsTests[T TestingT[T]](t T, s *suite, rows []row) {
 	t.Helper()
-	schedule(rows, func(r row) {
+	schedule(rows, s.AtOnce, func(r row) {
 		t.Run(r.name, func(t T) {
 			switch result := s.run(t.Context(), r); result.Outcome {
 			case Failed:

@@ -47,7 +47,7 @@ type faults struct {
 // Stats counts what went over a link. Writes of the client are requests, reads of answers are replies; so are the
 // calls of a wrapped Locker, with the bytes of their key and ID.
 type Stats struct {
-	BytesUp, BytesDown int64
+	BytesUp, BytesDown int64 // that the client has sent, and that have reached it
 	Requests, Replies  int64
 	Dials              int // connections made
 	Open               int // connections that the client has not closed
@@ -386,10 +386,4 @@ func (n *Network) countRequest(parts ...[]byte) {
 			}
 		}
 	}
-}
-
-// countReply counts one reply.
-func (n *Network) countReply(size int) {
-	n.stats.Replies++
-	n.stats.BytesDown += int64(size)
 }

@@ -74,6 +74,7 @@ func (c *conn) Read(b []byte) (int, error) {
 				return 0, p.end
 			}
 			read := copy(b, p.data)
+			c.net.stats.BytesDown += int64(read)
 			if p.data = p.data[read:]; len(p.data) == 0 {
 				c.down = c.down[1:]
 			}
@@ -297,7 +298,7 @@ func (c *conn) fromServer(p *packet) bool {
 		c.silent = p.end != nil
 	}
 	if p.end == nil {
-		n.countReply(len(p.data))
+		n.stats.Replies++
 		if n.swallows(c.swallow) {
 			return false
 		}

@@ -193,6 +193,9 @@ func TestNetworkCutKeepsTheReplyToo(t *testing.T) {
 	n.Cut()
 	n.Delay(0, 0)
 	expectSilence(t, c)
+	if down := n.Stats().BytesDown; down != 0 {
+		t.Fatalf("%d bytes count as having come although the link keeps them", down)
+	}
 	n.Heal()
 	expect(t, c, "asked")
 }

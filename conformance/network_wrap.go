@@ -178,7 +178,7 @@ func (c *call) serve() {
 		lease.Start = lease.Start.Add(-way)
 	}
 	c.landing = false
-	n.countReply(len(lease.Key) + len(lease.ID))
+	n.stats.Replies++
 	if n.swallows(swallow) {
 		return
 	}
@@ -187,6 +187,7 @@ func (c *call) serve() {
 	if !c.arrives() {
 		return
 	}
+	n.stats.BytesDown += int64(len(lease.Key) + len(lease.ID))
 	c.lease, c.err, c.done = lease, err, true
 }
 

@@ -97,18 +97,23 @@ func (b *Backend) glance(ctx context.Context, key string) (view, error) {
 		return view{}, err
 	}
 	v := view{holding: locker.Holding{Key: key}}
-	waits := make(map[string]bool)
+	waits, gate, behind := make(map[string]bool), "", make(map[string]bool)
 	lock := strings.Trim(halves(k.lock), "()")
 	for _, row := range st.rows {
 		switch {
 		case row[1] == "1" && row[2]+", "+row[3] != lock:
 			waits[row[0]] = true // has the gate, or wants it
-			v.unsure = v.unsure || row[4] == "t" && row[7] == "t"
+			if row[4] == "t" {
+				gate = row[0]
+			}
+		case row[1] == "1" && row[4] == "f":
+			behind[row[0]] = true // the holder
 		case row[1] == "1" && row[4] == "t" && !waitsFor(row[5]):
 			v.read(row)
 		}
 	}
 	v.holding.Waiters = len(waits)
+	v.unsure = gate != "" && !behind[gate]
 	if v.session == nil {
 		return v, nil
 	}

@@ -31,6 +31,40 @@ func TestAcquireIsIdempotent(t *testing.T) {
 	}
 }
 
+func TestForget(t *testing.T) {
+	t.Parallel()
+	server := start(t)
+	l, client := open(t, server.URL), direct(t, server)
+	forget := func(key string) error { return l.Forget(t.Context(), key) }
+	if err := forget("k"); err != nil {
+		t.Errorf("forgetting a key that was never used: %v", err)
+	}
+	req := request("k")
+	lease := acquire(t, l, req)
+	if err := forget("k"); !errors.Is(err, locker.ErrHeld) {
+		t.Errorf("forgetting a held key: %v, want ErrHeld", err)
+	}
+	release(t, l, lease)
+	if err := forget("k"); err != nil {
+		t.Fatal(err)
+	}
+	left := client.Keys(t.Context(), "*{k}*").Val()
+	for _, key := range left {
+		if life := client.PTTL(t.Context(), key).Val(); life <= 0 || life > 15*time.Second {
+			t.Errorf("%q lives for %v after Forget", key, life)
+		}
+	}
+	if late, err := l.Acquire(t.Context(), req); err == nil {
+		t.Errorf("a late copy of the last request is granted after Forget: %+v", late)
+	}
+	if err := l.Release(t.Context(), lease); err != nil {
+		t.Errorf("a repeated release after Forget: %v", err)
+	}
+	if next := acquire(t, l, request("k")); next.Token <= lease.Token {
+		t.Errorf("token %d follows %d after Forget", next.Token, lease.Token)
+	}
+}
+
 func TestLateAcquireIsRefused(t *testing.T) {
 	t.Parallel()
 	server := start(t)

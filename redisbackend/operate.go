@@ -70,6 +70,20 @@ func (b *Backend) Break(ctx context.Context, held locker.Holding) error {
 	return nil
 }
 
+// Forget drops what the server keeps of a lock that nobody holds or waits for, its last token above all, which it would
+// keep for one to two days. It is for programs that use each key once. The next token is greater than the last all the
+// same as long as the server's clock is not set back. The error matches [locker.ErrHeld] if the lock is in use.
+func (b *Backend) Forget(ctx context.Context, key string) error {
+	c := &call{script: forgetScript, key: stateKey(b.prefix, key)}
+	if err := b.pipeline.do(ctx, c); err != nil {
+		return b.fail("forget", key, err)
+	}
+	if c.reply != int64(1) {
+		return &locker.HeldError{Key: key}
+	}
+	return nil
+}
+
 // listPage is about how many keys the server looks at in one step of a List.
 const listPage = 500
 

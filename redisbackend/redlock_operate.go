@@ -114,6 +114,35 @@ func (r *Redlock) Break(ctx context.Context, held locker.Holding) error {
 	}
 }
 
+// Forget drops what the servers keep of a lock that nobody holds or waits for, like [Backend.Forget]. A server that cannot be
+// reached forgets it within two days.
+func (r *Redlock) Forget(ctx context.Context, key string) error {
+	votes, err := r.votes(ctx, key)
+	if err != nil {
+		return r.fail("forget", key, err)
+	}
+	if h := r.holding(key, votes); h.Token != 0 || h.Waiters > 0 {
+		return &locker.HeldError{Key: key}
+	}
+	rd := r.askAbout(ctx, key, forgetScript)
+	done, errs := 0, []error(nil)
+	for {
+		c, err := rd.next(ctx)
+		switch {
+		case err != nil:
+			return r.fail("forget", key, err)
+		case c == nil && done >= r.quorum:
+			return nil
+		case c == nil:
+			return r.fail("forget", key, r.tooFew(ctx, done, errs))
+		case c.err != nil:
+			errs = append(errs, failed(c))
+		default:
+			done++ // or somebody has got its vote since
+		}
+	}
+}
+
 // List implements [locker.Lister]. It looks at all keys of each server, in steps that do not hold the server up.
 func (r *Redlock) List(ctx context.Context) iter.Seq2[locker.Holding, error] {
 	return func(yield func(locker.Holding, error) bool) {

@@ -292,3 +292,32 @@ func TestRedlockTokensAreWrittenBack(t *testing.T) {
 		t.Errorf("token %d after %d", next.Token, lease.Token)
 	}
 }
+
+func TestRedlockForget(t *testing.T) {
+	t.Parallel()
+	group := servertest.RedisServers(t, 3)
+	l := redlock(t, group, "durable=true")
+	forget := func() error { return l.(*redisbackend.Redlock).Forget(t.Context(), "k") }
+	req := try("k")
+	lease := acquire(t, l, req)
+	if err := forget(); !errors.Is(err, locker.ErrHeld) {
+		t.Errorf("forgetting a held key: %v, want ErrHeld", err)
+	}
+	release(t, l, lease)
+	if err := forget(); err != nil {
+		t.Fatal(err)
+	}
+	known := 0
+	for _, m := range group.Members {
+		known += int(direct(t, m).Exists(t.Context(), "locker:{k}").Val())
+	}
+	if known > 1 { // one may have been busy
+		t.Errorf("%d of 3 servers know the key after Forget", known)
+	}
+	if late, err := l.Acquire(t.Context(), req); err == nil {
+		t.Errorf("a late copy of the last request is granted after Forget: %+v", late)
+	}
+	if next := acquire(t, l, try("k")); next.Token <= lease.Token {
+		t.Errorf("token %d follows %d after Forget", next.Token, lease.Token)
+	}
+}

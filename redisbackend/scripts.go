@@ -37,6 +37,8 @@ var (
 	breakLua string
 	//go:embed scripts/inspect.lua
 	inspectLua string
+	//go:embed scripts/forget.lua
+	forgetLua string
 	//go:embed scripts/guard.lua
 	guardLua string
 
@@ -60,6 +62,7 @@ var (
 	releaseScript = newScript(releaseIdleLua, preludeLua, overwriteLua, queueLua, releaseLua)
 	breakScript   = newScript(preludeLua, clockLua, overwriteLua, queueLua, breakLua)
 	inspectScript = newScript(preludeLua, clockLua, inspectLua)
+	forgetScript  = newScript(preludeLua, clockLua, forgetLua)
 	guardScript   = redis.NewScript(guardLua)
 
 	// Redlock releases, breaks and inspects the votes of each server with the scripts of a lock on one server.

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/fec20105/locker/internal/servertest"
 )
 
@@ -49,7 +51,7 @@ func TestCheck(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "begun")
 	neighbour := start(t, locks, "run", "--key", "neighbour", "--", "sh", "-c", `echo 1 >"$0"; exec sleep 300`, file)
 	exists(t, file)
-	s := prepare(t, locks, "check", "--json", "--ttl", "1s")
+	s := prepare(t, locks, "check", "--json", "--ttl", "1s", "--at-once", "16")
 	s.Env = append(s.Env, "CI=true") // the command is tested here, not how busy the machine is
 	s.begin()
 	select {
@@ -142,11 +144,45 @@ func TestServers(t *testing.T) {
 	}
 }
 
+// TestCheckOnServers: the connections of a PostgreSQL server with its default settings are enough, and Redis knows nothing of
+// the check soon after.
+func TestCheckOnServers(t *testing.T) {
+	check := func(t *testing.T, url string) {
+		t.Parallel()
+		s := prepare(t, "/unused", "check", "--ttl", "500ms", url)
+		s.Env = append(s.Env, "CI=true")
+		s.begin()
+		select {
+		case <-s.done:
+		case <-time.After(3 * time.Minute):
+		}
+		s.ends(0, ` 0 failed, `)
+	}
+	t.Run("postgres", func(t *testing.T) {
+		check(t, servertest.Postgres(t, servertest.PostgresOptions{Private: true, Args: []string{"-c", "max_connections=100"}}).URL)
+	})
+	t.Run("redis", func(t *testing.T) {
+		server := servertest.Redis(t, servertest.RedisOptions{Private: true})
+		check(t, server.URL)
+		client := redis.NewClient(&redis.Options{Addr: server.Addr})
+		defer client.Close()
+		keys, err := client.Keys(t.Context(), "*").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range keys {
+			if left := client.PTTL(t.Context(), key).Val(); left > 15*time.Second || left == -1 {
+				t.Errorf("%q stays for %v", key, left)
+			}
+		}
+	})
+}
+
 // TestCheckInterrupted: a Ctrl-C ends check soon, and it leaves no lock.
 func TestCheckInterrupted(t *testing.T) {
 	t.Parallel()
 	locks := lockFolder(t)
-	for _, args := range [][]string{{"check", "--ttl", "1s"}, {"bench", "--duration", "2s"}} {
+	for _, args := range [][]string{{"check", "--ttl", "1s", "--at-once", "16"}, {"bench", "--duration", "2s"}} {
 		s := start(t, locks, args...)
 		eventually(t, "it works", func() bool { return strings.Contains(run(t, locks, "show").out.String(), "KEY") })
 		began := time.Now()
@@ -164,7 +200,7 @@ func TestCheckInterrupted(t *testing.T) {
 
 // TestCheckMemory: also the backend of tests can be checked.
 func TestCheckMemory(t *testing.T) {
-	s := start(t, lockFolder(t), "check", "--ttl", "500ms", "mem://x")
+	s := start(t, lockFolder(t), "check", "--ttl", "500ms", "--at-once", "16", "mem://x")
 	s.ends(0, ` 0 failed, `)
 }
 

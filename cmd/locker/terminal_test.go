@@ -215,10 +215,10 @@ func TestBreakAsks(t *testing.T) {
 func TestColours(t *testing.T) {
 	t.Parallel()
 	dir := lockFolder(t)
-	x := atTerminal(t, dir, "/bin/sh", "-c", `"$LOCKER" check --ttl 500ms`)
+	x := atTerminal(t, dir, "/bin/sh", "-c", `"$LOCKER" check --ttl 500ms --at-once 16`)
 	x.expect("\x1b[32mpassed")
 	_ = x.cmd.Process.Kill()
-	x = atTerminal(t, dir, "/bin/sh", "-c", `NO_COLOR=1 "$LOCKER" check --ttl 500ms`)
+	x = atTerminal(t, dir, "/bin/sh", "-c", `NO_COLOR=1 "$LOCKER" check --ttl 500ms --at-once 16`)
 	x.expect("passed ")
 	x.mu.Lock()
 	if strings.Contains(x.shown.String(), "\x1b[32m") {

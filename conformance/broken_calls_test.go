@@ -73,6 +73,16 @@ func forgetsHeld(f *faulty) {
 	}
 }
 
+func silenceIsHeld(f *faulty) {
+	f.acquire = func(ctx context.Context, req locker.Request) (locker.Lease, error) {
+		lease, err := f.Locker.Acquire(ctx, req)
+		if ctx.Err() != nil && req.NoWait {
+			err = &locker.HeldError{Key: req.Key}
+		}
+		return lease, err
+	}
+}
+
 // sendsAnyway looks at its ctx only after it has sent.
 func sendsAnyway(f *faulty) {
 	f.acquire = func(ctx context.Context, req locker.Request) (locker.Lease, error) {

@@ -55,6 +55,7 @@ var brokenLockers = []faultyLocker{
 	{name: "a ctx that ends frees the neighbours", rows: []string{"neighbours-survive"}, client: always(ctxEndsAll)},
 	{name: "slow to give up", rows: []string{"wait-bound", "cancel-waiting"}, client: always(slowToGiveUp)},
 	{name: "a wait that forgets that the key was held", rows: []string{"wait-bound"}, client: always(forgetsHeld)},
+	{name: "no answer counts as held", rows: []string{"held-is-known"}, client: always(silenceIsHeld)},
 	{name: "sends for a ctx that is done", rows: []string{"cancelled-before"}, client: always(sendsAnyway)},
 	{name: "extend that asks nobody", rows: []string{"heartbeat-holds"}, client: always(asksNobody)},
 	{name: "never well again", rows: []string{"healthy-after-loss"}, client: always(neverWell)},

@@ -44,6 +44,12 @@ var cleanupRows = []row{
 		run:    releaseOnDeadCtx,
 	},
 	{
+		name: "held-is-known",
+		clause: "ErrHeld says that the key was held: no request gets it over a dead link, nor because an earlier one of the same " +
+			"Locker was not answered.",
+		run: heldIsKnown,
+	},
+	{
 		name: "ambiguous-acquire",
 		clause: "A grant whose answer was lost is withdrawn: the key is free as soon as the server can be reached " +
 			"again.",

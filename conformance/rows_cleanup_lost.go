@@ -16,6 +16,32 @@ import (
 // accord.
 const attempts = 5
 
+func heldIsKnown(t *trial) {
+	l, net := t.open()
+	observer, _ := t.open()
+	t.release(l, t.acquire(l, t.key("warm")))
+	key := t.key("")
+	net.Hang()
+	var asked []locker.Request
+	for range 3 {
+		req := t.request(key, noWait)
+		asked = append(asked, req)
+		ctx, cancel := t.timeout(t.TTL / 8)
+		_, err := l.Acquire(ctx, req)
+		cancel()
+		if err == nil || errors.Is(err, locker.ErrHeld) {
+			t.Errorf("an acquire of a key that nobody holds got %v over a link on which nothing is answered", err)
+		}
+	}
+	net.Heal()
+	for _, req := range asked {
+		if err := t.answered(func() error { return l.Release(t.ctx, locker.Lease{Key: key, ID: req.ID}) }); err != nil {
+			t.Errorf("withdrawing a request: %v", err)
+		}
+	}
+	t.release(observer, t.acquire(observer, key))
+}
+
 func ambiguousAcquire(t *trial) {
 	observer, _ := t.open()
 	hits, gone := 0, 0

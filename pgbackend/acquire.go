@@ -22,6 +22,12 @@ func (b *Backend) Acquire(ctx context.Context, req locker.Request) (locker.Lease
 		}
 		began := time.Now()
 		g, mine, err := b.request(req)
+		for errors.Is(err, errUnsure) && b.ownerDecided(ctx, req.Key) {
+			g, mine, err = b.request(req)
+		}
+		if errors.Is(err, errUnsure) {
+			return locker.Lease{}, b.fail("acquire", req.Key, fmt.Errorf("%w: %w", ctx.Err(), err))
+		}
 		if err == nil && mine {
 			err = b.ask(ctx, g)
 		}
@@ -82,7 +88,10 @@ func (b *Backend) request(req locker.Request) (g *grant, mine bool, err error) {
 	}
 	e := b.entry(g)
 	taken := e.owner != nil || len(e.queue) > 0
-	if taken && req.NoWait {
+	switch {
+	case taken && req.NoWait && len(e.queue) == 0 && e.owner.state != held:
+		return nil, false, errUnsure
+	case taken && req.NoWait:
 		return nil, false, &locker.HeldError{Key: req.Key}
 	}
 	b.requests[req.ID] = g
@@ -93,6 +102,32 @@ func (b *Backend) request(req locker.Request) (g *grant, mine bool, err error) {
 	}
 	e.owner = g
 	return g, true, nil
+}
+
+// errUnsure is the failure of a request that does not wait while another of this process may get its key, or have lost it: only
+// the server's answer to that one tells whether the key is held.
+var errUnsure = errors.New("the outcome of an earlier request for the key is not known")
+
+// ownerDecided waits until more is known of the request that may own a key. It is false if ctx ends before.
+func (b *Backend) ownerDecided(ctx context.Context, key string) bool {
+	var answered <-chan struct{}
+	b.mu.Lock()
+	if e := b.keys[key]; e != nil && e.owner != nil {
+		answered = e.owner.answered
+	}
+	b.mu.Unlock()
+	var pause <-chan time.Time
+	if answered == nil { // it is on its way out
+		pause = time.After(time.Millisecond)
+	}
+	select {
+	case <-answered:
+	case <-pause:
+	case <-b.ctx.Done():
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 // ask asks a session for the lock, unless the request waits for others already.

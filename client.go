@@ -70,11 +70,10 @@ func (c *Client) Inspect(ctx context.Context, key string) (Holding, error) {
 		return Holding{}, &Error{Op: "inspect", Key: key, Err: err}
 	}
 	defer c.work.Done()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(c.ctx, func() { cancel(ErrClosed) })()
-	holding, err := inspector.Inspect(ctx, key)
-	if err != nil && context.Cause(ctx) == ErrClosed { //nolint:errorlint // the very cause we set
+	call := within(ctx, c.ctx, 0)
+	defer call.end()
+	holding, err := inspector.Inspect(call, key)
+	if err != nil && call.Err() != nil && context.Cause(call) == ErrClosed { //nolint:errorlint // the very cause we set
 		err = &Error{Op: "inspect", Key: key, Err: ErrClosed}
 	}
 	return holding, err
@@ -119,14 +118,8 @@ func (c *Client) acquire(ctx context.Context, key string, s *settings) (*Lock, e
 
 // ask waits for the key's turn in this process and then at the server.
 func (c *Client) ask(ctx context.Context, req Request, s *settings) (*Lock, error) {
-	wait, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(c.ctx, func() { cancel(ErrClosed) })()
-	if s.wait > 0 {
-		var stop context.CancelFunc
-		wait, stop = context.WithTimeout(wait, s.wait)
-		defer stop()
-	}
+	wait := within(ctx, c.ctx, s.wait)
+	defer wait.end()
 
 	turn := true
 	if s.noWait {
@@ -207,9 +200,9 @@ func (c *Client) withdraw(ctx context.Context, req Request, s *settings) {
 func (c *Client) release(ctx context.Context, lease Lease, s *settings) error {
 	over, _ := ctx.Deadline()
 	for try := 0; ; try++ {
-		tryCtx, cancel := context.WithTimeout(ctx, s.releaseTimeout/3)
-		err := c.locker.Release(tryCtx, lease)
-		cancel()
+		call := within(ctx, nil, s.releaseTimeout/3)
+		err := c.locker.Release(call, lease)
+		call.end()
 		switch {
 		case err == nil:
 			return nil

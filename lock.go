@@ -307,9 +307,9 @@ func (l *Lock) Release(ctx context.Context) error {
 }
 
 func (l *Lock) giveUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.settings.releaseTimeout)
-	defer cancel()
-	if err := l.quiet(ctx); err != nil {
+	bounded := within(context.WithoutCancel(ctx), nil, l.settings.releaseTimeout)
+	defer bounded.end()
+	if err := l.quiet(bounded); err != nil {
 		l.client.work.Go(l.cleanUp)
 		return &Error{Op: "release", Key: l.lease.Key, Backend: l.client.backend(), Err: err}
 	}
@@ -321,7 +321,7 @@ func (l *Lock) giveUp(ctx context.Context) error {
 	l.mu.Lock()
 	l.passTurn()
 	l.mu.Unlock()
-	err := l.client.release(ctx, l.lease, l.settings)
+	err := l.client.release(bounded, l.lease, l.settings)
 	l.gone()
 	return l.releaseAnswer(err)
 }

@@ -79,10 +79,63 @@ func (d *dialer) close() {
 	clear(d.open)
 }
 
-// connection is known to its dialer until it is closed.
+// slack is how much sooner than asked for a connection's time-out may come, and for how long a connection counts as alive
+// after it was heard. It is much more than a call takes, and much less than any call's patience.
+const slack = 5 * time.Millisecond
+
+// connection is known to its dialer until it is closed. go-redis sets and clears deadlines six times for each call, and each
+// costs a change of a timer, after which the runtime often wakes a thread to watch it. So a deadline is passed on only when
+// there is something to read or write, and if the one before does not do. Each direction is one goroutine's at a time.
 type connection struct {
 	net.Conn
-	dialer *dialer
+	dialer        *dialer
+	reads, writes timeout
+	heard         time.Time // when something was read last
+}
+
+// timeout is the deadline of one direction.
+type timeout struct{ want, set time.Time }
+
+// prepare passes the deadline on if need be.
+func (t *timeout) prepare(set func(time.Time) error) error {
+	if early := t.want.Sub(t.set); t.want.IsZero() == t.set.IsZero() && 0 <= early && early <= slack {
+		return nil
+	}
+	t.set = t.want
+	return set(t.want)
+}
+
+func (c *connection) SetDeadline(t time.Time) error {
+	c.reads.want, c.writes.want = t, t
+	return nil
+}
+
+func (c *connection) SetReadDeadline(t time.Time) error {
+	c.reads.want = t
+	return nil
+}
+
+func (c *connection) SetWriteDeadline(t time.Time) error {
+	c.writes.want = t
+	return nil
+}
+
+func (c *connection) Read(b []byte) (int, error) {
+	if err := c.reads.prepare(c.Conn.SetReadDeadline); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.heard = time.Now()
+	}
+	return n, err
+}
+
+func (c *connection) Write(b []byte) (int, error) {
+	if err := c.writes.prepare(c.Conn.SetWriteDeadline); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
 }
 
 func (c *connection) Close() error {
@@ -92,11 +145,28 @@ func (c *connection) Close() error {
 	return c.Conn.Close()
 }
 
-// rawConnection lets go-redis find out whether the server has closed it.
+// rawConnection lets go-redis find out whether the server has closed it, which it asks before each call.
 type rawConnection struct {
 	*connection
-	syscall.Conn
+	raw syscall.Conn
 }
+
+func (c rawConnection) SyscallConn() (syscall.RawConn, error) {
+	if time.Since(c.heard) < slack {
+		return alive{}, nil
+	}
+	if err := c.reads.prepare(c.Conn.SetReadDeadline); err != nil { // one that is over would look like a connection that is
+		return nil, err
+	}
+	return c.raw.SyscallConn()
+}
+
+// alive is the answer of a connection that need not be looked at.
+type alive struct{}
+
+func (alive) Control(func(uintptr)) error    { return nil }
+func (alive) Read(func(uintptr) bool) error  { return nil }
+func (alive) Write(func(uintptr) bool) error { return nil }
 
 // withDeadline is a ctx for our own client, which sets the deadline on the connection. It saves a timer: Done does not
 // tell of the deadline.

@@ -281,6 +281,9 @@ func ended(ctx context.Context) error {
 
 // isTimeout reports whether a client library's error means that time ran out.
 func isTimeout(err error) bool {
+	if err == nil {
+		return false // of nearly all calls
+	}
 	var netErr net.Error
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
 		errors.As(err, &netErr) && netErr.Timeout()
@@ -412,7 +415,7 @@ func (p *pipeline) send(ctx context.Context, batch []*call) {
 	})
 	var unknown []*call
 	for _, c := range batch {
-		if redis.HasErrorPrefix(c.err, "NOSCRIPT") {
+		if c.err != nil && redis.HasErrorPrefix(c.err, "NOSCRIPT") {
 			unknown = append(unknown, c)
 		}
 	}

@@ -82,7 +82,7 @@ func (b *Backend) wait(ctx context.Context, req locker.Request, g *grant) (locke
 			if answered.Before(deaf) {
 				delay = min(delay, deafPoll)
 			}
-		case ended(ctx) == nil && time.Since(answered) < patience && !errors.Is(err, locker.ErrClosed) && !errors.Is(err, errWithdrawn):
+		case ended(ctx) == nil && time.Since(answered) < b.outage && !errors.Is(err, locker.ErrClosed) && !errors.Is(err, errWithdrawn):
 			delay = retryDelay/2 + rand.N(retryDelay) // the server may be back before it takes this waiter for dead
 		default:
 			return locker.Lease{}, b.fail("acquire", req.Key, fmt.Errorf("%w while waiting: %w", err, &place.held))

@@ -65,6 +65,9 @@ const (
 	patience = 3500 * time.Millisecond
 	// grace is how long a lock is kept free for the first waiter, who was woken, before the next one gets it.
 	grace = 300 * time.Millisecond
+	// failoverTime is how long a wait goes on without an answer where another server takes over from one that has failed. By
+	// default Sentinels take half a minute to notice.
+	failoverTime = time.Minute
 	// maxPoll is the longest that a live waiter is silent: it leaves time for a slow poll and one repetition.
 	maxPoll = 1500 * time.Millisecond
 )
@@ -89,6 +92,8 @@ type Backend struct {
 	notices  *notices
 	settled  settled
 	relay    relay
+	outage   time.Duration // for which a wait goes on without an answer
+	copies   int           // replicas of a server; 0 if that is not known
 	closed   chan struct{} // ends waits
 	shut     func() error  // does what Close does, once
 }
@@ -139,7 +144,10 @@ func newBackend(ctx context.Context, client redis.UniversalClient, closeClient f
 	if err := checkChannels(ctx, client, opts.Prefix); err != nil {
 		return nil, err
 	}
-	b := &Backend{client: client, prefix: opts.Prefix, closed: make(chan struct{})}
+	b := &Backend{client: client, prefix: opts.Prefix, closed: make(chan struct{}), outage: patience}
+	if c, ok := client.(*redis.Client); ok && c.Options().Addr == "FailoverClient" { // as go-redis calls all of those
+		b.outage = failoverTime
+	}
 	b.settled = newSettled()
 	b.relay.seed = maphash.MakeSeed()
 	b.channel = newChannel(b.prefix)
@@ -194,12 +202,16 @@ func checkPrefix(prefix string) error {
 
 // Capabilities implements [locker.Locker].
 func (b *Backend) Capabilities() locker.Capabilities {
+	early := locker.EarlyFreeRestart | locker.EarlyFreeFailover
+	if replicas := b.pipeline.replicas; b.copies > 0 && replicas >= b.copies {
+		early &^= locker.EarlyFreeFailover // whoever takes over knows all that was granted
+	}
 	return locker.Capabilities{
 		Backend:     name,
 		MinTTL:      locker.MinTTL,
 		Granularity: time.Microsecond,
 		Expiry:      50 * time.Millisecond, // a waiter's timer, its jitter and its poll
-		EarlyFree:   locker.EarlyFreeRestart | locker.EarlyFreeFailover,
+		EarlyFree:   early,
 		Fair:        true,
 		Notifies:    true,
 		Fallback:    maxPoll + 2*grace + 200*time.Millisecond, // somebody's next poll, and one after those before had their time

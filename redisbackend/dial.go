@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ type dialer struct {
 
 	mu     sync.Mutex
 	open   map[*connection]struct{}
+	only   string // if not empty, the one address to which connections are allowed
 	closed bool
 }
 
@@ -34,38 +36,71 @@ func newDialer(cfg locker.Config, timeout time.Duration, secure *tls.Config) *di
 
 // connect ends with its ctx also in the middle of a TLS handshake, which go-redis' own dialer does not.
 func (d *dialer) connect(ctx context.Context, network, addr string) (net.Conn, error) {
-	limit := d.timeout
-	if deadline, ok := ctx.Deadline(); ok {
-		limit = min(limit, time.Until(deadline))
-	}
-	ctx, cancel := context.WithTimeout(withoutDeadline{ctx}, limit)
+	ctx, cancel := bounded(ctx, d.timeout)
 	defer cancel()
 	conn, err := d.dial(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
 	if d.tls != nil {
-		secured := tls.Client(conn, d.tls)
+		secured := tls.Client(conn, d.secure(addr))
 		if err := secured.HandshakeContext(ctx); err != nil {
 			return nil, errors.Join(err, conn.Close())
 		}
 		conn = secured
 	}
-	return d.track(conn)
+	return d.track(conn, addr)
 }
 
-func (d *dialer) track(conn net.Conn) (net.Conn, error) {
-	c := &connection{Conn: conn, dialer: d}
+// bounded is a ctx that ends after a time at the latest, and that tells of its end also if ctx is a withDeadline.
+func bounded(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline))
+	}
+	return context.WithTimeout(withoutDeadline{ctx}, limit)
+}
+
+// secure are the settings of TLS for one address: where the host was not known before, its certificate must be for it.
+func (d *dialer) secure(addr string) *tls.Config {
+	if d.tls.ServerName != "" {
+		return d.tls
+	}
+	settings := d.tls.Clone()
+	settings.ServerName, _, _ = net.SplitHostPort(addr)
+	return settings
+}
+
+func (d *dialer) track(conn net.Conn, addr string) (net.Conn, error) {
+	c := &connection{Conn: conn, dialer: d, addr: addr}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	switch {
+	case d.closed:
 		return nil, errors.Join(net.ErrClosed, conn.Close())
+	case d.only != "" && d.only != addr:
+		return nil, errors.Join(errReplaced, conn.Close())
 	}
 	d.open[c] = struct{}{}
 	if raw, ok := conn.(syscall.Conn); ok {
 		return rawConnection{c, raw}, nil
 	}
-	return c, nil
+	return plainConnection{c}, nil
+}
+
+var errReplaced = errors.New("another server has taken over meanwhile")
+
+// allow closes what leads to another address than this one, and refuses to make more of that.
+func (d *dialer) allow(addr string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.only = addr
+	for c := range d.open {
+		if c.addr != addr {
+			delete(d.open, c)
+			c.gone.Store(true)
+			_ = c.Conn.Close() // nobody is told anything on it any more
+		}
+	}
 }
 
 // close closes what is open and refuses to make more.
@@ -89,6 +124,8 @@ const slack = 5 * time.Millisecond
 type connection struct {
 	net.Conn
 	dialer        *dialer
+	addr          string
+	gone          atomic.Bool // closed by its dialer
 	reads, writes timeout
 	heard         time.Time // when something was read last
 }
@@ -142,6 +179,9 @@ func (c *connection) Close() error {
 	c.dialer.mu.Lock()
 	delete(c.dialer.open, c)
 	c.dialer.mu.Unlock()
+	if c.gone.Load() {
+		return nil
+	}
 	return c.Conn.Close()
 }
 
@@ -151,9 +191,13 @@ type rawConnection struct {
 	raw syscall.Conn
 }
 
+// SyscallConn implements [syscall.Conn].
 func (c rawConnection) SyscallConn() (syscall.RawConn, error) {
+	if c.gone.Load() {
+		return nil, net.ErrClosed
+	}
 	if time.Since(c.heard) < slack {
-		return alive{}, nil
+		return unseen{}, nil
 	}
 	if err := c.reads.prepare(c.Conn.SetReadDeadline); err != nil { // one that is over would look like a connection that is
 		return nil, err
@@ -161,12 +205,24 @@ func (c rawConnection) SyscallConn() (syscall.RawConn, error) {
 	return c.raw.SyscallConn()
 }
 
-// alive is the answer of a connection that need not be looked at.
-type alive struct{}
+// plainConnection, which cannot be looked at from outside, as that of TLS, lets go-redis find out at least whether its dialer has
+// closed it: a pool would hand out one after the other else.
+type plainConnection struct{ *connection }
 
-func (alive) Control(func(uintptr)) error    { return nil }
-func (alive) Read(func(uintptr) bool) error  { return nil }
-func (alive) Write(func(uintptr) bool) error { return nil }
+// SyscallConn implements [syscall.Conn].
+func (c plainConnection) SyscallConn() (syscall.RawConn, error) {
+	if c.gone.Load() {
+		return nil, net.ErrClosed
+	}
+	return unseen{}, nil
+}
+
+// unseen is the raw connection of one that cannot be looked at, or need not be.
+type unseen struct{}
+
+func (unseen) Control(func(uintptr)) error    { return nil }
+func (unseen) Read(func(uintptr) bool) error  { return nil }
+func (unseen) Write(func(uintptr) bool) error { return nil }
 
 // withDeadline is a ctx for our own client, which sets the deadline on the connection. It saves a timer: Done does not
 // tell of the deadline.

@@ -102,14 +102,26 @@ func (n *notices) stop() (ended <-chan struct{}) {
 func (n *notices) run() {
 	defer close(n.ended)
 	defer n.checks.Wait()
+	stayInformed(n.ctx, n.client, n.channel, n.pingInterval, n.hear)
+}
+
+// subscriber is a client of one of go-redis' kinds.
+type subscriber interface {
+	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
+}
+
+// stayInformed hands on what is published on a channel, that it is subscribed, whenever it is, and nil when it is no longer. It
+// makes a new connection as often as that is needed, until ctx ends.
+func stayInformed(ctx context.Context, client subscriber, channel string, pingInterval time.Duration, hear func(msg any)) {
 	backoff := minBackoff
 	for {
-		if n.listen() {
+		if listen(ctx, client, channel, pingInterval, hear) {
 			backoff = minBackoff
+			hear(nil)
 		}
 		retry := time.NewTimer(backoff/2 + rand.N(backoff/2))
 		select {
-		case <-n.ctx.Done():
+		case <-ctx.Done():
 			retry.Stop()
 			return
 		case <-retry.C:
@@ -119,25 +131,25 @@ func (n *notices) run() {
 }
 
 // listen subscribes and passes on what it hears until the connection fails. It reports whether it heard anything.
-func (n *notices) listen() (heard bool) {
-	sub := n.client.Subscribe(n.ctx)
+func listen(ctx context.Context, client subscriber, channel string, pingInterval time.Duration, hear func(msg any)) (heard bool) {
+	sub := client.Subscribe(ctx)
 	defer sub.Close()
-	defer context.AfterFunc(n.ctx, func() { _ = sub.Close() })()
-	connect, cancel := context.WithTimeout(n.ctx, pingTimeout)
+	defer context.AfterFunc(ctx, func() { _ = sub.Close() })()
+	connect, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	if err := sub.Subscribe(connect, n.channel); err != nil {
+	if err := sub.Subscribe(connect, channel); err != nil {
 		return false
 	}
-	// With a ctx that has ended, go-redis does not connect again by itself and at once: that is for run to do.
-	ended, cancel := context.WithCancel(n.ctx)
+	// With a ctx that has ended, go-redis does not connect again by itself and at once: that is for the caller to do.
+	ended, cancel := context.WithCancel(ctx)
 	cancel()
 	for timeout := pingTimeout; ; {
 		msg, err := sub.ReceiveTimeout(ended, timeout)
 		switch {
 		case err == nil:
-			heard, timeout = true, n.pingInterval
-			n.hear(msg)
-		case isTimeout(err) && timeout == n.pingInterval && sub.Ping(ended) == nil:
+			heard, timeout = true, pingInterval
+			hear(msg)
+		case isTimeout(err) && timeout == pingInterval && sub.Ping(ended) == nil:
 			timeout = pingTimeout
 		default:
 			return heard

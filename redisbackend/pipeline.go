@@ -40,7 +40,7 @@ const hungAfter = minPatience
 const directPatience = 40 * time.Millisecond
 
 // replicaTimeout is how long the server waits for the replicas to confirm.
-const replicaTimeout = time.Second
+const replicaTimeout = 2 * time.Second
 
 // pipeline carries the calls of scripts to the server. Calls that come while others are under way go out together, so
 // that thousands of heartbeats cost a few round trips and not a goroutine each.

@@ -23,6 +23,8 @@ func init() {
 	locker.Register("redis", open)
 	locker.Register("rediss", open)
 	locker.Register("redis+unix", open)
+	locker.Register("redis+sentinel", openSentinel)
+	locker.Register("rediss+sentinel", openSentinel)
 	locker.Register("redlock", openRedlock)
 	locker.Register("redlocks", openRedlock)
 }
@@ -127,11 +129,23 @@ func database(u *url.URL, client *redis.Options) error {
 func secured(u *url.URL, secure bool, ca string) (*tls.Config, error) {
 	if !secure {
 		if ca != "" {
-			return nil, fmt.Errorf("the parameter ca is for TLS: write %ss://", strings.TrimSuffix(u.Scheme, "+unix"))
+			return nil, fmt.Errorf("the parameter ca is for TLS: write %s://", withTLS(u.Scheme))
 		}
 		return nil, nil
 	}
 	return tlsConfig(u.Hostname(), ca)
+}
+
+// withTLS is the scheme that means the same with TLS.
+func withTLS(scheme string) string {
+	if scheme == "redis+unix" {
+		return "rediss"
+	}
+	kind, topology, found := strings.Cut(scheme, "+")
+	if !found {
+		return kind + "s"
+	}
+	return kind + "s+" + topology
 }
 
 // readParams hands each parameter to its reader.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // guard owns a folder and the processes that work in it, and sees to it that none of them outlives this program,
@@ -155,11 +156,19 @@ func (p *process) stop(ctx context.Context) error {
 	if err := p.resume(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	select {
-	case <-p.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("it has not ended by itself: %w", context.Cause(ctx))
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	for {
+		select {
+		case <-p.done:
+			return nil
+		case <-again.C: // a Redis that writes its whole data down refuses to end, and forgets that it was told to
+			if err := p.cmd.Process.Signal(p.polite); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				return err
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("it has not ended by itself: %w", context.Cause(ctx))
+		}
 	}
 }
 

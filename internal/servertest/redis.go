@@ -1,7 +1,6 @@
 package servertest
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -99,32 +98,13 @@ func redisArgs(folder string, port int, opts RedisOptions) []string {
 // pingRedis asks over the unix socket in the server's own folder: whoever answers there is the server that was started,
 // and has all its other ports open, because it opens them before and ends if it cannot.
 func pingRedis(ctx context.Context, socket, password string) error {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
-		return err
-	}
-	commands := []string{"*1\r\n$4\r\nPING\r\n"}
-	if password != "" {
-		commands = []string{fmt.Sprintf("*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\n", len(password), password), commands[0]}
-	}
-	var reply string
-	for replies := bufio.NewReader(conn); len(commands) > 0; commands = commands[1:] {
-		if _, err := conn.Write([]byte(commands[0])); err != nil {
-			return err
-		}
-		if reply, err = replies.ReadString('\n'); err != nil {
-			return err
-		}
-	}
+	_, err := askRedis(ctx, "unix", socket, password, "PING")
 	// Other errors are those of a server that works as it was told to, for example as a replica without its primary.
-	if strings.HasPrefix(reply, "-LOADING") {
-		return errors.New(strings.TrimSpace(reply))
+	var refusal redisError
+	if errors.As(err, &refusal) && !strings.HasPrefix(refusal.Error(), "LOADING") {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // givenRedis finds out whether anybody is there, so that a wrong address fails at once and in clear words.

@@ -43,6 +43,7 @@ const (
 	needCluster
 	needLeader
 	needMoveLeader
+	needMajority
 )
 
 // missing names what row r needs and h does not have.
@@ -64,6 +65,7 @@ func (h Harness) missing(needs need) []string {
 		{needCluster, "Cluster of three members that can be paused and killed", !h.Cluster.complete()},
 		{needLeader, "Cluster.Leader", h.Cluster.Leader == nil},
 		{needMoveLeader, "Cluster.MoveLeader", h.Cluster.MoveLeader == nil},
+		{needMajority, "Cluster whose members grant locks only together", h.Cluster.Asynchronous},
 	} {
 		if needs&part.need != 0 && part.absent {
 			names = append(names, part.name)

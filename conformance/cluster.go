@@ -13,6 +13,8 @@ type Cluster struct {
 	Leader func(context.Context) (int, error)
 	// MoveLeader makes another member the leader, in good order.
 	MoveLeader func(context.Context) error
+	// Asynchronous says that the leader grants locks alone, and that others copy them later: no majority is needed then.
+	Asynchronous bool
 	// Election is how long the members take at most until another one leads after the leader has failed.
 	Election time.Duration
 }

@@ -52,7 +52,7 @@ var clusterRows = []row{
 		name: "majority-down",
 		clause: "With no majority nothing is granted and nothing extended: the work is told by the deadline, and " +
 			"another is granted the lock only after that, when the members are back.",
-		needs: needCluster,
+		needs: needCluster | needMajority,
 		alone: true,
 		run:   majorityDown,
 	},

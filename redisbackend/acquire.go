@@ -29,7 +29,7 @@ func (b *Backend) Acquire(ctx context.Context, req locker.Request) (locker.Lease
 	if err := req.Validate(); err != nil {
 		return locker.Lease{}, b.fail("acquire", req.Key, err)
 	}
-	g := &grant{backend: b, key: req.Key, lost: req.Lost, settled: b.pipeline.own}
+	g := &grant{backend: b, key: req.Key, lost: req.Lost, settled: b.own}
 	if !req.NoWait {
 		g.wake = make(chan struct{}, 1)
 	}
@@ -121,7 +121,7 @@ func (b *Backend) pollAgain(ctx context.Context, req locker.Request, g *grant) (
 func (b *Backend) poll(ctx context.Context, req locker.Request, g *grant, mode ...any) (locker.Lease, *position, error) {
 	args := append([]any{req.ID, micros(req.TTL), b.channel, req.Holder, b.settled.get(req.Key)}, mode...)
 	c := &call{script: acquireScript, key: stateKey(b.prefix, req.Key), args: args, durable: true}
-	if err := b.pipeline.do(ctx, c); err != nil {
+	if err := b.calls.do(ctx, c); err != nil {
 		g.settled = false
 		b.settled.suspend()
 		return locker.Lease{}, nil, err
@@ -153,7 +153,7 @@ type position struct {
 
 // delay is the time until the next poll. Nobody tells of a lease that ends by itself, so its end is a reason to look.
 func (p *position) delay() time.Duration {
-	spread := time.Duration(min(p.number, 50)) * 2 * time.Millisecond // the first in the queue comes first
+	spread := time.Duration(max(1, min(p.number, 50))) * 2 * time.Millisecond // the first in the queue comes first
 	if p.held.Remaining == 0 {
 		return grace + rand.N(spread) // the lock is free, and others were before
 	}

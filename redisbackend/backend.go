@@ -84,18 +84,20 @@ type Options struct {
 
 // Backend is a [locker.Locker] on a Redis server.
 type Backend struct {
-	client  redis.UniversalClient
-	prefix  string
-	channel string // where notices are published for this Backend
+	prefix   string
+	channel  string // where notices are published for this Backend
+	replicas int    // that must confirm
+	own      bool   // the connections are ours, and nothing is repeated on them without our knowledge
 
-	pipeline *pipeline
-	notices  *notices
-	settled  settled
-	relay    relay
-	outage   time.Duration // for which a wait goes on without an answer
-	copies   int           // replicas of a server; 0 if that is not known
-	closed   chan struct{} // ends waits
-	shut     func() error  // does what Close does, once
+	calls   carrier
+	notices *notices
+	servers func(context.Context) ([]redis.Cmdable, error) // that together have all keys
+	settled settled
+	relay   relay
+	outage  time.Duration // for which a wait goes on without an answer
+	copies  int           // replicas of a server; 0 if that is not known
+	closed  chan struct{} // ends waits
+	shut    func() error  // does what Close does, once
 }
 
 // New makes a Backend on a client that remains the caller's: Close does not close it. It may have any settings; retries
@@ -119,45 +121,66 @@ func newBackend(ctx context.Context, client redis.UniversalClient, closeClient f
 	if isNil(client) {
 		return nil, errors.New("the client is nil: make one with redis.NewClient")
 	}
+	b, err := prepare(opts)
+	if err != nil {
+		return nil, err
+	}
+	pool := 2 // at least, in clients that are unknown here
+	single := false
+	switch client := client.(type) {
+	case *redis.Client:
+		single, pool = true, client.Options().PoolSize
+		if client.Options().Addr == "FailoverClient" { // as go-redis calls all of those
+			b.outage = failoverTime
+		}
+	case *redis.ClusterClient:
+		return newClusterBackend(ctx, clusterOf(client, opts.Replicas), opts, nil)
+	case *redis.Ring:
+		return nil, errors.New("a *redis.Ring moves keys to other servers, and with them locks: give a *redis.Client or *redis.ClusterClient")
+	}
+	if opts.Replicas > 0 && !single {
+		return nil, fmt.Errorf("%d replicas cannot be demanded of a %T, which does not tell its servers: give a *redis.Client or *redis.ClusterClient", opts.Replicas, client)
+	}
+	if err := checkServer(ctx, client); err != nil {
+		return nil, err
+	}
+	if err := checkChannels(ctx, client, b.prefix); err != nil {
+		return nil, err
+	}
+	b.servers = func(context.Context) ([]redis.Cmdable, error) { return []redis.Cmdable{client}, nil }
+	p := newPipeline(client, closeClient != nil, max(1, min(maxBatches, pool-1)), opts.Replicas)
+	b.start(p, client, closeClient)
+	b.own = p.own
+	return b, nil
+}
+
+// prepare makes a Backend without servers.
+func prepare(opts Options) (*Backend, error) {
 	if opts.Prefix == "" {
 		opts.Prefix = DefaultPrefix
 	}
 	if err := checkPrefix(opts.Prefix); err != nil {
 		return nil, err
 	}
-	pool := 2 // at least, in clients that are unknown here
-	switch client := client.(type) {
-	case *redis.Client:
-		pool = client.Options().PoolSize
-	case *redis.ClusterClient:
-		pool = client.Options().PoolSize
+	if opts.Replicas < 0 {
+		return nil, fmt.Errorf("%d replicas cannot be demanded: give 0 or more", opts.Replicas)
 	}
-	if _, ring := client.(*redis.Ring); ring {
-		return nil, errors.New("a *redis.Ring moves keys to other servers, and with them locks: give a *redis.Client or *redis.ClusterClient")
-	}
-	if _, single := client.(*redis.Client); opts.Replicas < 0 || opts.Replicas > 0 && !single {
-		return nil, fmt.Errorf("%d replicas cannot be demanded: give 0 or more, with a *redis.Client (its server has the replicas)", opts.Replicas)
-	}
-	if err := checkServer(ctx, client); err != nil {
-		return nil, err
-	}
-	if err := checkChannels(ctx, client, opts.Prefix); err != nil {
-		return nil, err
-	}
-	b := &Backend{client: client, prefix: opts.Prefix, closed: make(chan struct{}), outage: patience}
-	if c, ok := client.(*redis.Client); ok && c.Options().Addr == "FailoverClient" { // as go-redis calls all of those
-		b.outage = failoverTime
-	}
+	b := &Backend{prefix: opts.Prefix, channel: newChannel(opts.Prefix), replicas: opts.Replicas, closed: make(chan struct{}), outage: patience}
 	b.settled = newSettled()
 	b.relay.seed = maphash.MakeSeed()
-	b.channel = newChannel(b.prefix)
-	b.pipeline = newPipeline(client, closeClient != nil, max(1, min(maxBatches, pool-1)), opts.Replicas)
-	b.notices = newNotices(client, b.channel)
+	return b, nil
+}
+
+// start gives a Backend its servers: who carries calls to them, and where it listens. closeClient, if not nil, closes the
+// connections.
+func (b *Backend) start(calls carrier, listensAt subscriber, closeClient func() error) {
+	b.calls, b.own = calls, true
+	b.notices = newNotices(listensAt, b.channel)
 	b.notices.lostOf = b.lostOf
 	b.shut = sync.OnceValue(func() (err error) {
 		close(b.closed)
 		unsubscribed := b.notices.stop()
-		b.pipeline.close()
+		b.calls.close()
 		if closeClient != nil {
 			// A subscription that ends by itself is not reported as a bad one in the log of go-redis.
 			grace := time.NewTimer(50 * time.Millisecond)
@@ -169,10 +192,19 @@ func newBackend(ctx context.Context, client redis.UniversalClient, closeClient f
 			err = closeClient() // cuts short what is under way
 		}
 		<-unsubscribed
-		b.pipeline.workers.Wait()
+		b.calls.wait()
 		return err
 	})
-	return b, nil
+}
+
+// carrier takes calls of scripts to the server that has their key: a pipeline, where there is one server, or shards.
+type carrier interface {
+	do(ctx context.Context, c *call) error     // by whoever is quickest
+	queued(ctx context.Context, c *call) error // by a goroutine that has the patience for a slow link
+	begin(ctx context.Context, c *call) error  // without waiting for the answer,
+	finish(ctx context.Context, c *call) error // which this does
+	close()                                    // ends what was not sent
+	wait()                                     // until what was sent has ended
 }
 
 // newChannel names a channel that nobody else has.
@@ -203,7 +235,7 @@ func checkPrefix(prefix string) error {
 // Capabilities implements [locker.Locker].
 func (b *Backend) Capabilities() locker.Capabilities {
 	early := locker.EarlyFreeRestart | locker.EarlyFreeFailover
-	if replicas := b.pipeline.replicas; b.copies > 0 && replicas >= b.copies {
+	if b.copies > 0 && b.replicas >= b.copies {
 		early &^= locker.EarlyFreeFailover // whoever takes over knows all that was granted
 	}
 	return locker.Capabilities{
@@ -231,7 +263,7 @@ func (b *Backend) Extend(ctx context.Context, lease locker.Lease) (locker.Lease,
 	}
 	c := &call{script: extendScript, key: stateKey(b.prefix, lease.Key), args: []any{lease.ID, micros(lease.TTL)}, durable: true}
 	// A worker has the patience for a link that has become slow, on which a direct call costs a connection.
-	if err := b.pipeline.queued(ctx, c); err != nil {
+	if err := b.calls.queued(ctx, c); err != nil {
 		return locker.Lease{}, b.fail("extend", lease.Key, err)
 	}
 	if c.reply != int64(1) {
@@ -274,7 +306,7 @@ func (b *Backend) Release(ctx context.Context, lease locker.Lease) error {
 // release calls the script of that name.
 func (b *Backend) release(ctx context.Context, lease locker.Lease, relayed bool, args ...any) (*call, error) {
 	c := &call{script: releaseScript, key: stateKey(b.prefix, lease.Key), args: args, relayed: relayed}
-	if err := b.pipeline.do(ctx, c); err != nil {
+	if err := b.calls.do(ctx, c); err != nil {
 		return nil, b.fail("release", lease.Key, err)
 	}
 	if c.reply != int64(1) {

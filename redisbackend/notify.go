@@ -24,7 +24,7 @@ const (
 // a lock was taken away. A message may be lost: waiters also poll, and heartbeats find the loss. The subscription is
 // opened when the first request waits or wants to be told of a loss, and never delays either.
 type notices struct {
-	client       redis.UniversalClient
+	client       subscriber
 	channel      string
 	pingInterval time.Duration
 	lostOf       func(ctx context.Context, keys map[string]string) (ids []string) // who of these requests does not hold its key
@@ -50,7 +50,7 @@ type grant struct {
 	released atomic.Bool         // and answered
 }
 
-func newNotices(client redis.UniversalClient, channel string) *notices {
+func newNotices(client subscriber, channel string) *notices {
 	n := &notices{client: client, channel: channel, pingInterval: pingInterval, grants: make(map[string]*grant), ended: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n

@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -15,7 +14,7 @@ import (
 // Inspect implements [locker.Inspector].
 func (b *Backend) Inspect(ctx context.Context, key string) (locker.Holding, error) {
 	c := b.inspection(key)
-	if err := b.pipeline.do(ctx, c); err != nil {
+	if err := b.calls.do(ctx, c); err != nil {
 		return locker.Holding{}, b.fail("inspect", key, err)
 	}
 	return holding(key, c), nil
@@ -46,12 +45,12 @@ func (b *Backend) lostOf(ctx context.Context, keys map[string]string) (ids []str
 	calls := make(map[string]*call)
 	for id, key := range keys {
 		c := b.inspection(key)
-		if b.pipeline.begin(ctx, c) == nil {
+		if b.calls.begin(ctx, c) == nil {
 			calls[id] = c
 		}
 	}
 	for id, c := range calls {
-		if b.pipeline.finish(ctx, c) == nil && holding(keys[id], c).ID != id {
+		if b.calls.finish(ctx, c) == nil && holding(keys[id], c).ID != id {
 			ids = append(ids, id)
 		}
 	}
@@ -61,7 +60,7 @@ func (b *Backend) lostOf(ctx context.Context, keys map[string]string) (ids []str
 // Break implements [locker.Breaker]. The holder is told at once if its link is alive.
 func (b *Backend) Break(ctx context.Context, held locker.Holding) error {
 	c := &call{script: breakScript, key: stateKey(b.prefix, held.Key), args: []any{held.Token}}
-	if err := b.pipeline.do(ctx, c); err != nil {
+	if err := b.calls.do(ctx, c); err != nil {
 		return b.fail("break", held.Key, err)
 	}
 	if c.reply != int64(1) {
@@ -97,7 +96,7 @@ func (b *Backend) List(ctx context.Context) iter.Seq2[locker.Holding, error] {
 			return
 		default:
 		}
-		servers, err := b.primaries(ctx)
+		servers, err := b.servers(ctx)
 		for i := 0; err == nil && i < len(servers); i++ {
 			var more bool
 			if more, err = b.list(ctx, servers[i], yield); !more {
@@ -126,13 +125,13 @@ func (b *Backend) list(ctx context.Context, server redis.Cmdable, yield func(loc
 				continue
 			}
 			c := b.inspection(name)
-			if err := b.pipeline.begin(ctx, c); err != nil {
+			if err := b.calls.begin(ctx, c); err != nil {
 				return true, err
 			}
 			names, calls = append(names, name), append(calls, c)
 		}
 		for i, c := range calls {
-			if err := b.pipeline.finish(ctx, c); isForeign(err) {
+			if err := b.calls.finish(ctx, c); isForeign(err) {
 				continue
 			} else if err != nil {
 				return true, err
@@ -154,20 +153,3 @@ func isForeign(err error) bool {
 
 // escapePattern keeps the server from reading a prefix as a pattern.
 var escapePattern = strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`, "]", `\]`)
-
-// primaries are the servers that together have all keys.
-func (b *Backend) primaries(ctx context.Context) ([]redis.Cmdable, error) {
-	cluster, ok := b.client.(*redis.ClusterClient)
-	if !ok {
-		return []redis.Cmdable{b.client}, nil
-	}
-	var mu sync.Mutex
-	var servers []redis.Cmdable
-	err := cluster.ForEachMaster(ctx, func(_ context.Context, server *redis.Client) error {
-		mu.Lock()
-		defer mu.Unlock()
-		servers = append(servers, server)
-		return nil
-	})
-	return servers, err
-}

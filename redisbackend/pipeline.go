@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -54,9 +55,10 @@ const replicaTimeout = 2 * time.Second
 // worker: every script may be repeated.
 type pipeline struct {
 	client   redis.UniversalClient
-	limit    int  // most batches under way
-	replicas int  // how many must confirm a durable call
-	own      bool // the client is ours, and obeys the deadline of a ctx
+	limit    int              // most batches under way
+	replicas int              // how many must confirm a durable call
+	own      bool             // the client is ours, and obeys the deadline of a ctx
+	redirect func(*call) bool // takes over a call that this server has not served, if another may; nil if there is no other
 
 	mu       sync.Mutex
 	queue    []*call
@@ -92,7 +94,9 @@ type call struct {
 	err       error
 	confirmed bool // false if durable and too few replicas confirmed
 	done      chan struct{}
-	dropped   bool // nobody waits for the answer; guarded by the pipeline's mu
+	dropped   atomic.Bool // nobody waits for the answer
+
+	way *way // in a cluster
 
 	// A call that goes to several servers at once comes back here, instead of closing done.
 	to   chan<- *call // has room for it
@@ -194,14 +198,19 @@ func (p *pipeline) direct(ctx context.Context, c *call) bool {
 	p.active--
 	p.fast = c.err == nil
 	for _, o := range offered {
-		if isTimeout(o.err) && !p.closed && !o.dropped {
+		if p.goesOn(o) && !p.closed && !o.dropped.Load() {
 			p.queue = append(p.queue, o)
 		} else {
 			o.finished()
 		}
 	}
 	p.dispatch()
-	return !isTimeout(c.err)
+	return !p.goesOn(c)
+}
+
+// goesOn reports whether a call that was made directly is to be made by a worker, who has more time and knows other servers.
+func (p *pipeline) goesOn(c *call) bool {
+	return isTimeout(c.err) || p.redirect != nil && c.err != nil
 }
 
 // begin queues a call without waiting for its answer.
@@ -293,13 +302,20 @@ func isTimeout(err error) bool {
 func (p *pipeline) drop(c *call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, queued := range p.queue {
-		if queued == c {
-			p.queue = append(p.queue[:i], p.queue[i+1:]...)
-			return
-		}
+	c.dropped.Store(true)
+	p.queue = slices.DeleteFunc(p.queue, func(queued *call) bool { return queued == c })
+}
+
+// requeue queues a call that another server has not served. It answers false if that makes no sense any more.
+func (p *pipeline) requeue(c *call) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
 	}
-	c.dropped = true
+	p.queue = append(p.queue, c)
+	p.dispatch()
+	return true
 }
 
 // dispatch wakes or starts a worker for what is queued, now or when the batches under way have become slow. It is
@@ -341,14 +357,17 @@ func (p *pipeline) serve() {
 			p.mu.Unlock()
 			p.send(ctx, batch)
 			cancel()
+			good, began := batch[0].err == nil, batch[0].start
 			for _, c := range batch {
-				c.finished()
+				if c.err == nil || p.redirect == nil || !p.redirect(c) {
+					c.finished()
+				}
 			}
 			p.mu.Lock()
-			if p.batches--; batch[0].err == nil {
+			if p.batches--; good {
 				p.heard = time.Now()
 			}
-			p.fast = p.own && batch[0].err == nil && time.Since(batch[0].start) < directPatience/4
+			p.fast = p.own && good && time.Since(began) < directPatience/4
 		}
 		p.active--
 		if p.closed || p.idle == maxIdle {
@@ -433,7 +452,7 @@ func (p *pipeline) exec(ctx context.Context, batch []*call, eval func(redis.Cmda
 	for _, c := range batch {
 		durable = durable || c.durable && p.replicas > 0
 	}
-	if len(batch) == 1 && !durable {
+	if len(batch) == 1 && !durable && !batch[0].asks() {
 		c := batch[0]
 		c.reply, c.err = eval(p.client, c).Result()
 		c.confirmed = true
@@ -442,6 +461,9 @@ func (p *pipeline) exec(ctx context.Context, batch []*call, eval func(redis.Cmda
 	pipe := p.client.Pipeline()
 	cmds := make([]*redis.Cmd, len(batch))
 	for i, c := range batch {
+		if c.asks() {
+			pipe.Do(ctx, "asking")
+		}
 		cmds[i] = eval(pipe, c)
 	}
 	var confirmed *redis.Cmd
@@ -463,10 +485,16 @@ func (p *pipeline) exec(ctx context.Context, batch []*call, eval func(redis.Cmda
 	}
 }
 
+// wait waits for the workers, after close.
+func (p *pipeline) wait() { p.workers.Wait() }
+
 // close refuses further calls and ends those that were not sent. The workers end with what they have sent.
 func (p *pipeline) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
 	p.closed = true
 	p.delayed.Stop()
 	p.cancel()

@@ -183,15 +183,15 @@ func TestCancelledCallIsNotSent(t *testing.T) {
 		}
 	})
 	for queued := 0; queued == 0; {
-		b.pipeline.mu.Lock()
-		queued = len(b.pipeline.queue)
-		b.pipeline.mu.Unlock()
+		b.calls.(*pipeline).mu.Lock()
+		queued = len(b.calls.(*pipeline).queue)
+		b.calls.(*pipeline).mu.Unlock()
 	}
 	cancel()
 	for queued := 1; queued > 0; {
-		b.pipeline.mu.Lock()
-		queued = len(b.pipeline.queue)
-		b.pipeline.mu.Unlock()
+		b.calls.(*pipeline).mu.Lock()
+		queued = len(b.calls.(*pipeline).queue)
+		b.calls.(*pipeline).mu.Unlock()
 	}
 	close(heal)
 	group.Wait()
@@ -218,11 +218,11 @@ func TestCancelledCallReturns(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b.pipeline.mu.Lock()
-	if !b.pipeline.fast {
+	b.calls.(*pipeline).mu.Lock()
+	if !b.calls.(*pipeline).fast {
 		t.Error("calls are not made directly")
 	}
-	b.pipeline.mu.Unlock()
+	b.calls.(*pipeline).mu.Unlock()
 	if err := server.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +255,7 @@ func TestCancelledCallReturns(t *testing.T) {
 // A call that was offered went out with another one. Its caller gave up, so it is not sent again when that one hangs.
 func TestOfferedCallIsDropped(t *testing.T) {
 	b, w := wired(t, true, redis.Options{})
-	p := b.pipeline
+	p := b.calls.(*pipeline)
 	offered := b.inspection("k")
 	offered.done = make(chan struct{})
 	p.mu.Lock()
@@ -312,7 +312,7 @@ func TestNoConnection(t *testing.T) {
 func TestUnknownScriptsInAPipeline(t *testing.T) {
 	t.Parallel()
 	b, w := wired(t, false, redis.Options{PoolSize: 2})
-	if err := b.client.ScriptFlush(t.Context()).Err(); err != nil {
+	if err := b.calls.(*pipeline).client.ScriptFlush(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
 	var group sync.WaitGroup

@@ -27,7 +27,7 @@ type sentinels struct {
 	clients []*redis.Client
 	dialer  *dialer // makes the connections to the primary
 
-	mu       sync.Mutex
+	mu        sync.Mutex
 	latest    verdict
 	listening int // to so many of them
 	replicas  int // the most that any of them has told of

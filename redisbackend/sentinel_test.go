@@ -19,15 +19,15 @@ import (
 func TestSentinelURLs(t *testing.T) {
 	t.Parallel()
 	for rawURL, word := range map[string]string{
-		"redis+sentinel://u:s3cret@s1,s2,s3":              "does not name the primary",
-		"redis+sentinel://u:s3cret@s1,s2,s3/":             "does not name the primary",
-		"redis+sentinel:///primary":                       "names no servers",
-		"redis+sentinel://u:s3cret@s1/primary/one":        "write redis+sentinel://s1,s2,s3/NAME/0",
-		"redis+sentinel://u:s3cret@s1/primary/1?db=2":     "write redis+sentinel://s1,s2,s3/NAME/0",
+		"redis+sentinel://u:s3cret@s1,s2,s3":               "does not name the primary",
+		"redis+sentinel://u:s3cret@s1,s2,s3/":              "does not name the primary",
+		"redis+sentinel:///primary":                        "names no servers",
+		"redis+sentinel://u:s3cret@s1/primary/one":         "write redis+sentinel://s1,s2,s3/NAME/0",
+		"redis+sentinel://u:s3cret@s1/primary/1?db=2":      "write redis+sentinel://s1,s2,s3/NAME/0",
 		"redis+sentinel://s1/primary?sentinel_pass=s3cret": "known are ca, db, dial_timeout, pool_size, prefix, replicas, sentinel_password, sentinel_user",
-		"redis+sentinel://s1/primary?replicas=-1":         "replicas must be a number from 0",
-		"redis+sentinel://s1/primary?ca=x":                "write rediss+sentinel://",
-		"rediss+sentinel://s1/primary?ca=/does/not/exist": "/does/not/exist",
+		"redis+sentinel://s1/primary?replicas=-1":          "replicas must be a number from 0",
+		"redis+sentinel://s1/primary?ca=x":                 "write rediss+sentinel://",
+		"rediss+sentinel://s1/primary?ca=/does/not/exist":  "/does/not/exist",
 	} {
 		refuses(t, rawURL, word)
 	}

@@ -25,6 +25,8 @@ func init() {
 	locker.Register("redis+unix", open)
 	locker.Register("redis+sentinel", openSentinel)
 	locker.Register("rediss+sentinel", openSentinel)
+	locker.Register("redis+cluster", openCluster)
+	locker.Register("rediss+cluster", openCluster)
 	locker.Register("redlock", openRedlock)
 	locker.Register("redlocks", openRedlock)
 }
@@ -200,6 +202,8 @@ func duration(to *time.Duration) func(string) error {
 	}
 }
 
+const redisPort = "6379"
+
 // address adds what a URL may leave out.
 func address(u *url.URL) (string, error) {
 	if strings.Contains(u.Host, ",") {
@@ -210,7 +214,7 @@ func address(u *url.URL) (string, error) {
 		host = "localhost"
 	}
 	if port == "" {
-		port = "6379"
+		port = redisPort
 	}
 	return net.JoinHostPort(host, port), nil
 }

@@ -340,7 +340,9 @@ func (g *SentinelGroup) Isolate(ctx context.Context, member int) error {
 	m := g.Members[member]
 	for _, command := range [][]string{
 		{"CONFIG", "SET", "bind", "127.255.255.254"},
-		{"CLIENT", "KILL", "TYPE", "replica"}, {"CLIENT", "KILL", "TYPE", "pubsub"}, {"CLIENT", "KILL", "TYPE", "normal"},
+		{"CLIENT", "KILL", "TYPE", "replica"},
+		{"CLIENT", "KILL", "TYPE", "pubsub"},
+		{"CLIENT", "KILL", "TYPE", "normal"},
 	} {
 		if _, err := m.ask(ctx, command...); err != nil {
 			return m.fail("isolate", err)

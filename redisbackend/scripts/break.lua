@@ -14,8 +14,9 @@ if ARGV[2] == 'id' and id ~= ARGV[1] or not ARGV[2] and tonumber(string.sub(stat
   return 0
 end
 local head = string.sub(state, #state + 1 - size)
-overwrite('SET', KEYS[1], string.sub(state, 1, 17) .. none .. ' ' .. text .. string.sub(state, 51, 67) .. '\127 - ' .. head, 'KEEPTTL')
-redis.call('SET', KEYS[1] .. ':gone:' .. id, 'lost', 'PX', tombstone)
+-- The tombstone first: while a cluster moves the slot, nothing new can be written here, and then nothing must have been.
+overwrite('SET', KEYS[1] .. ':gone:' .. id, 'lost', 'PX', tombstone)
+redis.call('SET', KEYS[1], string.sub(state, 1, 17) .. none .. ' ' .. text .. string.sub(state, 51, 67) .. '\127 - ' .. head, 'KEEPTTL')
 redis.call('PUBLISH', channel, 'lost ' .. id)
 if size > 0 then
   wake(head)

@@ -1,8 +1,15 @@
-// Package redisbackend keeps locks on a Redis or Valkey server, version 6.2 or later, or on several independent ones
-// ([Redlock]).
+// Package redisbackend keeps locks on Redis or Valkey, version 6.2 or later: on one server, on the primary that Sentinels watch, in
+// a cluster, or on several independent servers ([Redlock]).
 //
-// Importing it registers the URL schemes redis, rediss (TLS) and redis+unix (a socket) with [locker.Open], and for several
-// servers redlock and redlocks (TLS); [New] and [NewRedlock] take clients that the program already has.
+// Importing it registers URL schemes with [locker.Open], each also for TLS and one for a socket:
+//
+//	redis://user:password@host:6379/0                       rediss://  redis+unix://
+//	redis+sentinel://user:password@s1:26379,s2,s3/NAME/0    rediss+sentinel://
+//	redis+cluster://user:password@h1:6379,h2,h3             rediss+cluster://
+//	redlock://user:password@h1:6379,h2,h3/0                 redlocks://
+//
+// [New] and [NewRedlock] take clients that the program already has: New those of go-redis for one server, for Sentinels and
+// for a cluster.
 //
 // # What is promised
 //
@@ -16,8 +23,23 @@
 //
 // A server that restarts without persistence, or with the data of a moment ago, and a replica that is promoted before
 // it had everything, forget locks: somebody else can then be granted a lock that is still held. The holder learns of it
-// at its next heartbeat, and only the token protects until then ([locker.EarlyFreeRestart]). Options.Replicas makes that
-// less likely, not impossible.
+// at its next heartbeat, and only the token protects until then ([locker.EarlyFreeRestart], [locker.EarlyFreeFailover]).
+//
+// # Sentinel and Cluster
+//
+// Options.Replicas decides what a failover may cost. If as many are demanded as a primary has, whoever takes over knows each lock that is
+// held, until when it was extended last; and a holder which still reaches the old primary, when that is cut off from the others, is no
+// longer renewed. So the work is told before anybody else is granted the lock, if the clocks of the servers differ by less than
+// the margin that is kept (1 % of the TTL). But nothing is granted and nothing extended while one of these replicas is down. With fewer,
+// the replica that takes over may be one that has not confirmed. Without any, a failover may forget what was granted just before,
+// and a primary that is cut off from Sentinels and replicas goes on extending for those who still reach it, and reach no Sentinel, until the
+// partition ends: set min-replicas-to-write there. A primary of a cluster stops by itself after cluster-node-timeout.
+//
+// A wait outlasts a failover, for a minute at most; calls wait for it as long as their ctx lets them, 5 s without a deadline.
+// Locks stay held if the failover takes less than what is left of their TTL: choose one of twice the time at least that Sentinels
+// (down-after-milliseconds, 30 s by default) or the cluster (cluster-node-timeout, 15 s by default) need to notice, and some seconds.
+// In a cluster a lock is in one slot. That slots are being moved costs a call a moment, and while half of the keys of its slot are on
+// either server a waiter may be overtaken.
 //
 // # What is on the server
 //
@@ -27,7 +49,8 @@
 //
 // A user with limited rights needs those keys, the channels locker:*, and the commands EVAL, EVALSHA, SUBSCRIBE, PUBLISH,
 // PING, INFO, TIME, GET, MGET, SET, SETRANGE, PEXPIRE and those of sorted sets; for listing also SCAN, with replicas
-// also WAIT. Redlock keeps one more key on each server, locker:memory, which does not expire: without it the server counts
+// also WAIT, in a cluster also ASKING, CLUSTER INFO and CLUSTER SLOTS; at a Sentinel SENTINEL GET-MASTER-ADDR-BY-NAME, SENTINEL MASTER and
+// SUBSCRIBE. Redlock keeps one more key on each server, locker:memory, which does not expire: without it the server counts
 // as one that has forgotten all.
 package redisbackend
 
@@ -77,12 +100,13 @@ type Options struct {
 	// Prefix begins the name of every key and channel: programs with different prefixes do not meet. The default is
 	// DefaultPrefix. It may not contain spaces or braces.
 	Prefix string
-	// Replicas is how many replicas must confirm every grant and every extension before it counts. A lock is then lost
-	// rather than held by a primary that has been cut off from its replicas. It needs a client for a single primary.
+	// Replicas is how many replicas must confirm every grant and every extension before it counts. With all that a primary
+	// has, the loss of a lock by a failover is told first; see "Sentinel and Cluster". What is not confirmed within two seconds is an
+	// error, and the lock ends at its deadline if that goes on.
 	Replicas int
 }
 
-// Backend is a [locker.Locker] on a Redis server.
+// Backend is a [locker.Locker] on one Redis server, a primary that Sentinels watch, or a cluster.
 type Backend struct {
 	prefix   string
 	channel  string // where notices are published for this Backend
@@ -102,6 +126,8 @@ type Backend struct {
 
 // New makes a Backend on a client that remains the caller's: Close does not close it. It may have any settings; retries
 // do no harm, because every request is recognised when it comes again. Its pool needs room for two connections.
+// A client of redis.NewFailoverClient is one for a single server. Of a [redis.ClusterClient] the settings are taken, for connections
+// of the Backend's own, on which hooks are called only if ClusterOptions.NewClient adds them.
 //
 // New asks the server at once, and returns an error that says what to do if that is no Redis, is too old, is a
 // read-only replica or wants a password.

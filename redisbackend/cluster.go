@@ -82,7 +82,7 @@ func clusterOf(client *redis.ClusterClient, replicas int) *shards {
 		DialTimeout: theirs.DialTimeout, PoolFIFO: theirs.PoolFIFO, PoolSize: max(theirs.PoolSize, 2), PoolTimeout: theirs.PoolTimeout,
 		MaxIdleConns: theirs.MaxIdleConns, MaxActiveConns: theirs.MaxActiveConns,
 		ConnMaxIdleTime: theirs.ConnMaxIdleTime, ConnMaxLifetime: theirs.ConnMaxLifetime,
-		TLSConfig: theirs.TLSConfig, DisableIdentity: theirs.DisableIdentity || theirs.DisableIndentity, IdentitySuffix: theirs.IdentitySuffix,
+		TLSConfig: theirs.TLSConfig, DisableIdentity: theirs.DisableIdentity, IdentitySuffix: theirs.IdentitySuffix,
 
 		MaxRetries: -1, ContextTimeoutEnabled: true, ReadTimeout: maxPatience, WriteTimeout: maxPatience,
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -342,6 +343,64 @@ func TestClusterFailover(t *testing.T) {
 				t.Errorf("token %d follows %d", next.lease.Token, lock.Token())
 			}
 			release(t, other, next.lease)
+		})
+	}
+}
+
+// A holder that still reaches a primary which was cut off from all other servers. With the replica's confirmation demanded it is told
+// before another is granted the lock, else by its deadline: such a primary stops by itself.
+func TestClusterIsolatedPrimary(t *testing.T) {
+	t.Parallel()
+	for _, params := range []string{"?replicas=1", ""} {
+		t.Run(params, func(t *testing.T) {
+			t.Parallel()
+			const ttl = 2 * time.Second
+			cluster := servertest.Cluster(t, "")
+			slot := redisbackend.SlotOf("locker:{k}")
+			owner, err := cluster.Owner(t.Context(), slot)
+			if err != nil {
+				t.Fatal(err)
+			}
+			old := cluster.Members[owner]
+			isolated := make(chan struct{})
+			dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+				var d net.Dialer
+				select {
+				case <-isolated:
+					if addr == old.Addr {
+						return d.DialContext(ctx, "unix", old.Socket)
+					}
+					return nil, errors.New("the other side of a partition")
+				default:
+					return d.DialContext(ctx, network, addr)
+				}
+			}
+			client, err := locker.New(openConfig(t, cluster.URL+params, locker.Config{Dial: dial}), locker.WithTTL(ttl))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = client.Close() })
+			lock, err := client.Acquire(t.Context(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			close(isolated)
+			if err := cluster.Isolate(t.Context(), owner); err != nil {
+				t.Fatal(err)
+			}
+			if next, err := cluster.Owner(t.Context(), slot); err != nil || next == owner {
+				t.Fatalf("the slot is that of member %d: %v", next, err)
+			}
+			next := acquire(t, open(t, cluster.URL), request("k"))
+			granted, told := time.Now(), lock.Err()
+			if params != "" && told == nil {
+				t.Errorf("another has been granted the lock, and the holder trusts it for another %v", time.Until(lock.Deadline()))
+			}
+			if next.Token <= lock.Token() {
+				t.Errorf("token %d follows %d", next.Token, lock.Token())
+			}
+			eventually(t, "the holder is told", func() bool { return lock.Err() != nil })
+			t.Logf("told %v after another was granted the lock", time.Since(granted))
 		})
 	}
 }

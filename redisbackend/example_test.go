@@ -42,6 +42,36 @@ func ExampleNew() {
 	// error: <nil>
 }
 
+// The primary that Sentinels watch, without a URL. Both replicas must confirm each grant, so that a failover is told before
+// another is granted the lock. A URL for the same is redis+sentinel://sentinel1,sentinel2,sentinel3/mymaster?replicas=2.
+func ExampleNew_sentinel() {
+	ctx := context.Background()
+	redisClient := redis.NewFailoverClient(&redis.FailoverOptions{
+		MasterName:    "mymaster",
+		SentinelAddrs: []string{"sentinel1:26379", "sentinel2:26379", "sentinel3:26379"},
+	})
+	defer redisClient.Close()
+	backend, err := redisbackend.New(ctx, redisClient, redisbackend.Options{Replicas: 2})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer backend.Close()
+}
+
+// A cluster, without a URL. A URL for the same is redis+cluster://host1,host2,host3.
+func ExampleNew_cluster() {
+	ctx := context.Background()
+	redisClient := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"host1:6379", "host2:6379", "host3:6379"}})
+	defer redisClient.Close()
+	backend, err := redisbackend.New(ctx, redisClient, redisbackend.Options{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer backend.Close()
+}
+
 // A writer that lost its lock without noticing is refused by the value itself.
 func ExampleGuard() {
 	ctx := context.Background()

@@ -38,8 +38,10 @@ func checkServer(ctx context.Context, client redis.UniversalClient) error {
 	if version := field(server.Val(), "redis_version"); version != "" && !atLeast(version, 6, 2) {
 		return fmt.Errorf("the server is Redis %s: the oldest that works is 6.2", version)
 	}
-	_, cluster := client.(*redis.ClusterClient) // may have asked a replica, which it does not use for writing
-	if role := field(replication.Val(), "role"); role != "" && role != "master" && !cluster {
+	if field(server.Val(), "redis_mode") == "sentinel" {
+		return errors.New("the server is a Sentinel: write redis+sentinel://host/NAME, with the name of the primary")
+	}
+	if role := field(replication.Val(), "role"); role != "" && role != "master" {
 		return fmt.Errorf("the server is a read-only replica of %s: connect to that one",
 			field(replication.Val(), "master_host")+":"+field(replication.Val(), "master_port"))
 	}
@@ -87,6 +89,9 @@ var hints = []struct{ sign, hint string }{
 	{"READONLY", "the server is a read-only replica: connect to its primary"},
 	{"OOM ", "the server is out of memory, and nothing was changed: raise its maxmemory, or have it evict other keys"},
 	{"LOADING", "the server is still loading its data: try again in a moment"},
+	{"MOVED ", "the server is one of a cluster: write redis+cluster://, or give a *redis.ClusterClient"},
+	{"CLUSTERDOWN", "the cluster is down: some slots have no server, or most servers cannot be reached"},
+	{"non local key", "the slot of this lock is being moved, and its keys are on either server"},
 	{"can't parse", "the server does not speak the Redis protocol: check host and port"},
 	{"invalid reply", "the server does not speak the Redis protocol: check host and port"},
 	{"first record does not look like a TLS handshake", "the server does not speak TLS: use redis:// instead of rediss://"},

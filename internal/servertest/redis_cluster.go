@@ -19,6 +19,11 @@ type RedisCluster struct {
 
 	ids      []string // the names that the members have for each other
 	password string
+	bus      *bus
+	doors    []int // by which the members find each other
+
+	mu       sync.Mutex
+	isolated map[*Server]bool
 }
 
 const (
@@ -35,14 +40,20 @@ func StartRedisCluster(ctx context.Context, password string) (*RedisCluster, err
 	if err != nil {
 		return nil, err
 	}
-	c := &RedisCluster{Members: make([]*Server, 2*clusterPrimaries), ids: make([]string, 2*clusterPrimaries), password: password}
+	c := &RedisCluster{
+		Members: make([]*Server, 2*clusterPrimaries), ids: make([]string, 2*clusterPrimaries), doors: make([]int, 2*clusterPrimaries),
+		password: password, bus: newBus(), isolated: make(map[*Server]bool),
+	}
 	errs := make([]error, len(c.Members))
 	var all sync.WaitGroup
 	for i := range c.Members {
 		all.Go(func() {
-			bus, err := freePort(ctx)
+			port, err := freePort(ctx)
 			if err == nil {
-				c.Members[i], err = startConfigured(ctx, program, password, clusterConfig(password, bus))
+				c.doors[i], err = c.bus.door(ctx, i, port)
+			}
+			if err == nil {
+				c.Members[i], err = startConfigured(ctx, program, password, clusterConfig(password, port, i, c.doors[i]))
 			}
 			errs[i] = err
 		})
@@ -67,12 +78,14 @@ func StartRedisCluster(ctx context.Context, password string) (*RedisCluster, err
 	return c, nil
 }
 
-func clusterConfig(password string, bus int) func(folder string) string {
+func clusterConfig(password string, port, member, door int) func(folder string) string {
 	plain := memberConfig(password, "")
 	return func(folder string) string {
 		// What a member knows of the others it keeps also without its data.
 		return plain(folder) + fmt.Sprintf("cluster-enabled yes\ncluster-port %d\ncluster-config-file %s\ncluster-node-timeout %d\n"+
-			"cluster-replica-validity-factor 0\ncluster-allow-replica-migration no\n", bus, filepath.Join(folder, "nodes.conf"), clusterNodeTimeout)
+			"cluster-replica-validity-factor 0\ncluster-allow-replica-migration no\n"+
+			"cluster-announce-ip 127.0.0.1\ncluster-announce-bus-port %d\nbind-source-addr %s\nprotected-mode no\n",
+			port, filepath.Join(folder, "nodes.conf"), clusterNodeTimeout, door, comesFrom(member))
 	}
 }
 
@@ -100,12 +113,8 @@ func (c *RedisCluster) join(ctx context.Context) error {
 		}
 	}
 	for i, m := range c.Members {
-		for _, other := range c.Members[:i] {
-			bus, err := other.ask(ctx, "CONFIG", "GET", "cluster-port")
-			if err == nil {
-				_, err = m.ask(ctx, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(other.port), fields(bus)["cluster-port"])
-			}
-			if err != nil {
+		for j, other := range c.Members[:i] {
+			if _, err := m.ask(ctx, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(other.port), strconv.Itoa(c.doors[j])); err != nil {
 				return m.fail("join", err)
 			}
 		}
@@ -127,7 +136,7 @@ func (c *RedisCluster) join(ctx context.Context) error {
 func (c *RedisCluster) Complete(ctx context.Context) error {
 	return eventually(ctx, "the cluster is complete", func(ctx context.Context) error {
 		for i, m := range c.Members {
-			if m.down() {
+			if c.gone(m) {
 				continue
 			}
 			info, err := m.ask(ctx, "CLUSTER", "INFO")
@@ -167,7 +176,7 @@ func (c *RedisCluster) Owner(ctx context.Context, slot int) (owner int, err erro
 func (c *RedisCluster) owner(ctx context.Context, slot int) (int, error) {
 	owner := -1
 	for i, m := range c.Members {
-		if m.down() {
+		if c.gone(m) {
 			continue
 		}
 		reply, err := m.ask(ctx, "CLUSTER", "SLOTS")
@@ -182,7 +191,7 @@ func (c *RedisCluster) owner(ctx context.Context, slot int) (int, error) {
 			}
 		}
 		switch {
-		case one < 0 || c.Members[one].down():
+		case one < 0 || c.gone(c.Members[one]):
 			return 0, fmt.Errorf("member %d knows no member that is up and has slot %d", i, slot)
 		case owner >= 0 && owner != one:
 			return 0, fmt.Errorf("slot %d is said to be that of member %d, and of member %d", slot, owner, one)
@@ -192,10 +201,44 @@ func (c *RedisCluster) owner(ctx context.Context, slot int) (int, error) {
 	return owner, nil
 }
 
+// gone tells whether a member is down, or cannot be reached by the others.
+func (c *RedisCluster) gone(m *Server) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.isolated[m] || m.down()
+}
+
+// Isolate takes a member away from all others, and from all clients but those that use its unix socket. It notices when it has not
+// heard of the others for a while.
+func (c *RedisCluster) Isolate(ctx context.Context, member int) error {
+	m := c.Members[member]
+	c.mu.Lock()
+	c.isolated[m] = true
+	c.mu.Unlock()
+	c.bus.isolate(member, true)
+	if err := m.hide(ctx); err != nil {
+		return m.fail("isolate", err)
+	}
+	return nil
+}
+
+// Rejoin ends an isolation.
+func (c *RedisCluster) Rejoin(ctx context.Context, member int) error {
+	m := c.Members[member]
+	if _, err := m.ask(ctx, "CONFIG", "SET", "bind", "127.0.0.1"); err != nil {
+		return m.fail("rejoin", err)
+	}
+	c.bus.isolate(member, false)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.isolated, m)
+	return nil
+}
+
 // Replica is the index of a member that is up and has a copy of what another one has.
 func (c *RedisCluster) Replica(ctx context.Context, of int) (int, error) {
 	for i, m := range c.Members {
-		if m.down() {
+		if c.gone(m) {
 			continue
 		}
 		info, err := m.ask(ctx, "INFO", "replication")
@@ -319,7 +362,11 @@ func (c *RedisCluster) Each(do func(*Server) error) error {
 }
 
 // Stop stops all members.
-func (c *RedisCluster) Stop() error { return (&RedisGroup{Members: c.Members}).Stop() }
+func (c *RedisCluster) Stop() error {
+	err := (&RedisGroup{Members: c.Members}).Stop()
+	c.bus.close()
+	return err
+}
 
 // Cluster is a Redis Cluster for a test, as Redis is one server.
 func Cluster(tb testing.TB, password string) *RedisCluster {
@@ -330,6 +377,7 @@ func Cluster(tb testing.TB, password string) *RedisCluster {
 		if c, err = StartRedisCluster(ctx, password); err != nil {
 			return nil, err
 		}
+		tb.Cleanup(c.bus.close) // after the members
 		return &RedisGroup{Members: c.Members}, nil
 	})
 	return c

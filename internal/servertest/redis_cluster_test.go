@@ -64,6 +64,27 @@ func TestRedisCluster(t *testing.T) {
 	if err := c.Members[to].Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.Complete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Isolate(t.Context(), third); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Members[third].ask(t.Context(), "SET", "{k}2", "of the isolated"); err != nil {
+		t.Errorf("an isolated primary notices at once: %v", err)
+	}
+	if owner, err := c.Owner(t.Context(), slot); err != nil || owner == third {
+		t.Errorf("the owner %d was isolated, and now it is %d: %v", third, owner, err)
+	}
+	if _, err := c.Members[third].ask(t.Context(), "SET", "{k}2", "of the isolated"); err == nil || !strings.HasPrefix(err.Error(), "CLUSTERDOWN") {
+		t.Errorf("an isolated primary answers %v, want CLUSTERDOWN", err)
+	}
+	if err := c.Rejoin(t.Context(), third); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Complete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := c.Each(func(s *Server) error { return s.Wipe(t.Context()) }); err != nil {
 		t.Fatal(err)
 	}

@@ -338,19 +338,27 @@ func (g *SentinelGroup) Failover(ctx context.Context) error {
 // and it can no longer be reached by its address. It does not notice: Redis tells a primary nothing of that.
 func (g *SentinelGroup) Isolate(ctx context.Context, member int) error {
 	m := g.Members[member]
+	if err := m.hide(ctx); err != nil {
+		return m.fail("isolate", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.isolated[m] = true
+	return nil
+}
+
+// hide makes a Redis listen where nobody looks for it, and ends all its connections.
+func (s *Server) hide(ctx context.Context) error {
 	for _, command := range [][]string{
 		{"CONFIG", "SET", "bind", "127.255.255.254"},
 		{"CLIENT", "KILL", "TYPE", "replica"},
 		{"CLIENT", "KILL", "TYPE", "pubsub"},
 		{"CLIENT", "KILL", "TYPE", "normal"},
 	} {
-		if _, err := m.ask(ctx, command...); err != nil {
-			return m.fail("isolate", err)
+		if _, err := s.ask(ctx, command...); err != nil {
+			return err
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.isolated[m] = true
 	return nil
 }
 

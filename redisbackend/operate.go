@@ -74,7 +74,7 @@ func (b *Backend) Break(ctx context.Context, held locker.Holding) error {
 // same as long as the server's clock is not set back. The error matches [locker.ErrHeld] if the lock is in use.
 func (b *Backend) Forget(ctx context.Context, key string) error {
 	c := &call{script: forgetScript, key: stateKey(b.prefix, key)}
-	if err := b.pipeline.do(ctx, c); err != nil {
+	if err := b.calls.do(ctx, c); err != nil {
 		return b.fail("forget", key, err)
 	}
 	if c.reply != int64(1) {

@@ -114,8 +114,7 @@ func (d *dialer) close() {
 	clear(d.open)
 }
 
-// slack is how much sooner than asked for a connection's time-out may come, and for how long a connection counts as alive
-// after it was heard. It is much more than a call takes, and much less than any call's patience.
+// slack is how much sooner than asked for a connection's time-out may come. It is much more than a call takes, and much less than any call's patience.
 const slack = 5 * time.Millisecond
 
 // connection is known to its dialer until it is closed. go-redis sets and clears deadlines six times for each call, and each
@@ -127,7 +126,6 @@ type connection struct {
 	addr          string
 	gone          atomic.Bool // closed by its dialer
 	reads, writes timeout
-	heard         time.Time // when something was read last
 }
 
 // timeout is the deadline of one direction.
@@ -161,11 +159,7 @@ func (c *connection) Read(b []byte) (int, error) {
 	if err := c.reads.prepare(c.Conn.SetReadDeadline); err != nil {
 		return 0, err
 	}
-	n, err := c.Conn.Read(b)
-	if n > 0 {
-		c.heard = time.Now()
-	}
-	return n, err
+	return c.Conn.Read(b)
 }
 
 func (c *connection) Write(b []byte) (int, error) {
@@ -196,9 +190,6 @@ func (c rawConnection) SyscallConn() (syscall.RawConn, error) {
 	if c.gone.Load() {
 		return nil, net.ErrClosed
 	}
-	if time.Since(c.heard) < slack {
-		return unseen{}, nil
-	}
 	if err := c.reads.prepare(c.Conn.SetReadDeadline); err != nil { // one that is over would look like a connection that is
 		return nil, err
 	}
@@ -217,7 +208,7 @@ func (c plainConnection) SyscallConn() (syscall.RawConn, error) {
 	return unseen{}, nil
 }
 
-// unseen is the raw connection of one that cannot be looked at, or need not be.
+// unseen is the raw connection of one that cannot be looked at.
 type unseen struct{}
 
 func (unseen) Control(func(uintptr)) error    { return nil }

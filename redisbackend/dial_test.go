@@ -138,7 +138,7 @@ func TestClosedConnectionIsSeen(t *testing.T) {
 	t.Parallel()
 	conn, server, _ := connected(t)
 	exchange(t, conn, server, 10*time.Millisecond)
-	<-time.NewTimer(2 * slack).C // its deadline is over, and it counts as alive no longer without a look
+	<-time.NewTimer(20 * time.Millisecond).C // its deadline is over
 	if !usable(t, conn) {
 		t.Error("the connection counts as closed because of a deadline that was cleared")
 	}
@@ -149,5 +149,15 @@ func TestClosedConnectionIsSeen(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatal("a connection that the server has closed counts as usable")
 		}
+	}
+	// Also right after something was heard on it: the next call would fail.
+	conn, server, _ = connected(t)
+	exchange(t, conn, server, time.Minute)
+	if err := server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-time.NewTimer(2 * time.Millisecond).C
+	if usable(t, conn) {
+		t.Error("a connection that the server has just closed counts as usable")
 	}
 }

@@ -214,8 +214,13 @@ func unserved(err error) bool {
 			return true
 		}
 	}
-	var dial *net.OpError
-	return strings.Contains(err.Error(), "non local key") || errors.As(err, &dial) && dial.Op == "dial" && !dial.Timeout()
+	if strings.Contains(err.Error(), "non local key") {
+		return true
+	}
+	// A server that is gone, or a connection that has ended since it was used last: in a cluster each server has idle ones. What has
+	// been written halfway may be repeated like everything.
+	var network *net.OpError
+	return errors.As(err, &network) && (network.Op == "dial" || network.Op == "write") && !network.Timeout()
 }
 
 // later repeats a call after a while, on the server that has its slot then, if there is time left.

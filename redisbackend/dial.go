@@ -190,8 +190,10 @@ func (c rawConnection) SyscallConn() (syscall.RawConn, error) {
 	if c.gone.Load() {
 		return nil, net.ErrClosed
 	}
-	if err := c.reads.prepare(c.Conn.SetReadDeadline); err != nil { // one that is over would look like a connection that is
-		return nil, err
+	if !c.reads.set.IsZero() && time.Until(c.reads.set) < slack { // a deadline that is over would look like a connection that is
+		if err := c.reads.prepare(c.Conn.SetReadDeadline); err != nil {
+			return nil, err
+		}
 	}
 	return c.raw.SyscallConn()
 }

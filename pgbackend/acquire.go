@@ -21,15 +21,15 @@ func (b *Backend) Acquire(ctx context.Context, req locker.Request) (locker.Lease
 			return locker.Lease{}, b.fail("acquire", req.Key, err)
 		}
 		began := time.Now()
-		g, mine, err := b.request(req)
+		g, mine, free, err := b.request(req)
 		for errors.Is(err, errUnsure) && b.ownerDecided(ctx, req.Key) {
-			g, mine, err = b.request(req)
+			g, mine, free, err = b.request(req)
 		}
 		if errors.Is(err, errUnsure) {
 			return locker.Lease{}, b.fail("acquire", req.Key, fmt.Errorf("%w: %w", ctx.Err(), err))
 		}
-		if err == nil && mine {
-			err = b.ask(ctx, g)
+		if err == nil && free {
+			err = b.question(ctx, g, "locker_ask", nil)
 		}
 		if err == nil {
 			err = b.await(ctx, g, mine)
@@ -67,19 +67,20 @@ func (b *Backend) tooSlow(g *grant, began time.Time) bool {
 // errSession is matched by the failure of a question whose session ended before it was answered.
 var errSession = errors.New("the session of the lock ended")
 
-// request notes a request, or finds it where it was made before.
-func (b *Backend) request(req locker.Request) (g *grant, mine bool, err error) {
+// request notes a request, or finds it where it was made before. What is free as far as this process knows is to be asked for at the
+// server; else the request waits, and others may have asked for it before this returns.
+func (b *Backend) request(req locker.Request) (g *grant, mine, free bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch g := b.requests[req.ID]; {
 	case b.closed:
-		return nil, false, locker.ErrClosed
+		return nil, false, false, locker.ErrClosed
 	case b.isFinished(req.ID):
-		return nil, false, errWithdrawn
+		return nil, false, false, errWithdrawn
 	case g != nil && g.req.Key != req.Key:
-		return nil, false, errors.New("the request's ID is that of a request for another key: mint one for each")
+		return nil, false, false, errors.New("the request's ID is that of a request for another key: mint one for each")
 	case g != nil:
-		return g, false, nil
+		return g, false, false, nil
 	}
 	g = &grant{
 		backend: b, req: req, space: spaceOf(b.opts.Prefix, req.Key),
@@ -90,18 +91,18 @@ func (b *Backend) request(req locker.Request) (g *grant, mine bool, err error) {
 	taken := e.owner != nil || len(e.queue) > 0
 	switch {
 	case taken && req.NoWait && len(e.queue) == 0 && e.owner.state != held:
-		return nil, false, errUnsure
+		return nil, false, false, errUnsure
 	case taken && req.NoWait:
-		return nil, false, &locker.HeldError{Key: req.Key}
+		return nil, false, false, &locker.HeldError{Key: req.Key}
 	}
 	b.requests[req.ID] = g
 	if taken {
 		g.sawHeld = true
 		b.queue(e, g, false)
-		return g, true, nil
+		return g, true, false, nil
 	}
 	e.owner = g
-	return g, true, nil
+	return g, true, true, nil
 }
 
 // errUnsure is the failure of a request that does not wait while another of this process may get its key, or have lost it: only
@@ -128,17 +129,6 @@ func (b *Backend) ownerDecided(ctx context.Context, key string) bool {
 		return false
 	}
 	return true
-}
-
-// ask asks a session for the lock, unless the request waits for others already.
-func (b *Backend) ask(ctx context.Context, g *grant) error {
-	b.mu.Lock()
-	waits := g.state != asking
-	b.mu.Unlock()
-	if waits {
-		return nil
-	}
-	return b.question(ctx, g, "locker_ask", nil)
 }
 
 // question sends the question, which is answered by asked: then done is closed.

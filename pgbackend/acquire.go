@@ -88,6 +88,9 @@ func (b *Backend) request(req locker.Request) (g *grant, mine, free bool, err er
 		answered: make(chan struct{}),
 	}
 	e := b.entry(g)
+	if e.leaving > 0 {
+		e.offers = offers
+	}
 	taken := e.owner != nil || len(e.queue) > 0
 	switch {
 	case taken && req.NoWait && len(e.queue) == 0 && e.owner.state != held:
@@ -142,14 +145,7 @@ func (b *Backend) question(ctx context.Context, g *grant, prepared string, done 
 		}
 		h := b.holderFor(g.timer)
 		if h != nil {
-			sql := fmt.Sprintf("EXECUTE %s(%d, %d, %d)", prepared, g.space.lock, g.space.gate, g.space.mark)
-			g.asked = done
-			if _, err := h.enqueue(sql, func(st *statement) { b.asked(g, h, st) }); err == nil {
-				if len(h.grants) == 0 {
-					h.first = time.Now()
-				}
-				g.holder, g.state = h, asking
-				h.grants[g] = struct{}{}
+			if g.asked = done; b.put(g, h, prepared) {
 				b.mu.Unlock()
 				h.flush()
 				return nil
@@ -165,11 +161,34 @@ func (b *Backend) question(ctx context.Context, g *grant, prepared string, done 
 	}
 }
 
+// put puts the question behind what is to be sent.
+func (b *Backend) put(g *grant, h *holder, prepared string) bool {
+	sql := fmt.Sprintf("EXECUTE %s(%d, %d, %d)", prepared, g.space.lock, g.space.gate, g.space.mark)
+	if _, err := h.enqueue(sql, func(st *statement) { b.asked(g, h, st) }); err != nil {
+		return false
+	}
+	b.note(g, h)
+	return true
+}
+
+// note notes that a session is being asked for a grant.
+func (b *Backend) note(g *grant, h *holder) {
+	if len(h.grants) == 0 {
+		h.first = time.Now()
+	}
+	g.holder, g.state = h, asking
+	h.grants[g] = struct{}{}
+}
+
 // asked takes in the answer of the session. It runs on that session's reader, so that the answers to two questions are
 // taken in in the order in which the server gave them.
 func (b *Backend) asked(g *grant, h *holder, st *statement) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.askedLocked(g, h, st)
+}
+
+func (b *Backend) askedLocked(g *grant, h *holder, st *statement) {
 	switch granted := st.err == nil && st.rows[0][0] != ""; {
 	case st.err != nil && h.fate() != nil:
 		g.state = orphan
@@ -192,7 +211,9 @@ func (b *Backend) asked(g *grant, h *holder, st *statement) {
 			b.queue(e, g, true)
 		}
 	default:
-		g.start = b.at(st.start)
+		if g.start = b.at(st.start); g.turn == 0 {
+			g.turn = g.start.Boot
+		}
 		if b.tokens.Load().transactions {
 			b.spawnLocked(func() { b.draw(g, h) })
 			return

@@ -30,7 +30,8 @@
 //
 // There is one session for each TTL in use, one to manage them, and, while requests wait, at most Options.Waiters that wait. They
 // come from no pool, and never go to one. A waiter asks in slices of half a second, so that it does not hold up
-// CREATE INDEX CONCURRENTLY for longer. Where more keys are waited for than there are waiters, they take turns.
+// CREATE INDEX CONCURRENTLY for longer. Where more keys are waited for than there are waiters, they take turns. Goroutines of one
+// process pass a lock on to each other, which costs one statement, for a turn of a few milliseconds.
 //
 // A pooler must keep a client on its session: PgBouncer with pool_mode=session. Another one is refused. [LockTx] works behind
 // all of them.

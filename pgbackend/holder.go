@@ -47,10 +47,12 @@ type grant struct {
 	holder  *holder // since it was asked
 
 	state     state
-	sawHeld   bool // by another, when it was asked for
-	abandoned bool // nobody wants it any more
-	expired   bool // freed because its time was over
-	tried     bool // a Release was sent
+	sawHeld   bool  // by another, when it was asked for
+	abandoned bool  // nobody wants it any more
+	expired   bool  // freed because its time was over
+	tried     bool  // a Release was sent
+	leaving   bool  // its release is on its way
+	passes    uint8 // how often the lock was passed on to come here
 
 	asked    chan struct{} // closed when the session has answered; nil if nobody wants to know
 	behind   chan struct{} // closed when the waiter that let it in keeps the gate no more; nil if it came without
@@ -59,6 +61,7 @@ type grant struct {
 
 	token  uint64
 	start  clock.Reading // before the last message was sent that started the server's timer again
+	turn   time.Duration // when the first of those passed it on had been granted it, by the boot clock
 	expiry *time.Timer
 
 	settled chan struct{} // closed when it is over; nil if nobody wants to know
@@ -72,6 +75,10 @@ type entry struct {
 	queue  []*grant // that wait for it, in the order in which they came
 	server *waiter  // that waits for it at the server
 	listed bool     // for the next waiter that has time
+
+	leaving uint16 // releases that are on their way
+	offers  uint8  // how many more releases may wait for the next request in vain
+	offered bool   // its owner's release waits for one: no waiter need be found
 }
 
 func (b *Backend) entry(g *grant) *entry {
@@ -85,7 +92,7 @@ func (b *Backend) entry(g *grant) *entry {
 
 // tidy forgets a key of which nothing is to be known.
 func (b *Backend) tidy(e *entry) {
-	if e.owner == nil && len(e.queue) == 0 && e.server == nil && !e.listed && b.keys[e.key] == e {
+	if e.owner == nil && len(e.queue) == 0 && e.server == nil && !e.listed && e.leaving == 0 && b.keys[e.key] == e {
 		delete(b.keys, e.key)
 	}
 }
@@ -304,6 +311,16 @@ func (b *Backend) disown(g *grant) {
 	}
 }
 
+// left notes that a release is on its way no more.
+func (b *Backend) left(g *grant) {
+	if g.leaving {
+		e := b.keys[g.req.Key]
+		e.leaving--
+		g.leaving = false
+		b.tidy(e)
+	}
+}
+
 // settle ends a grant of which nothing is left at the server.
 func (b *Backend) settle(g *grant, verdict error) {
 	if g.state == over {
@@ -312,6 +329,7 @@ func (b *Backend) settle(g *grant, verdict error) {
 	g.stop()
 	g.state, g.verdict = over, verdict
 	b.disown(g)
+	b.left(g)
 	if b.requests[g.req.ID] == g {
 		delete(b.requests, g.req.ID)
 	}
@@ -374,6 +392,10 @@ func (b *Backend) free(g *grant) {
 		b.settle(g, verdict)
 	})
 	if err == nil {
+		if e := b.keys[g.req.Key]; e != nil && !g.leaving {
+			e.leaving++
+			g.leaving = true
+		}
 		b.disown(g)
 	}
 }

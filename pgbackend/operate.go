@@ -62,20 +62,20 @@ func (b *Backend) InspectSession(ctx context.Context, key string) (Session, bool
 type view struct {
 	holding locker.Holding
 	session *Session // that holds it
-	unsure  bool     // whether somebody has the gate to wait behind it, or is about to open it after a grant
+	unsure  bool     // who waits, or which token is the holder's
 }
 
 var ttlOf = regexp.MustCompile(`^locker hold (\d+)ms `)
 
 // look reads the server's lock table. Who has the gate does nothing for a moment between two statements that wait, and between a
-// grant and the opening of the gate: a second look tells them apart.
+// grant and the opening of the gate; a lock that is passed on has two tokens for a moment: a second look tells them apart.
 func (b *Backend) look(ctx context.Context, key string) (v view, err error) {
 	const looks = 10
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for look := range looks {
 		<-pause.C
-		if v, err = b.glance(ctx, key); err != nil || !v.unsure {
+		if v, err = b.glance(ctx, key); !v.unsure {
 			break
 		}
 		pause.Reset(time.Duration(look) * time.Millisecond)
@@ -128,6 +128,7 @@ func (b *Backend) glance(ctx context.Context, key string) (view, error) {
 		}
 	}
 	if marks > 1 {
+		v.unsure = true
 		return v, errors.New("two locks of one session cannot be told apart: ask again when one of them is released")
 	}
 	return v, nil

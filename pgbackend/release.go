@@ -76,9 +76,14 @@ func (b *Backend) Release(ctx context.Context, lease locker.Lease) error {
 	b.mu.Lock()
 	var h *holder
 	if g.state == held {
+		b.offer(g)
+	}
+	if g.state == held {
 		b.finish(g.req.ID)
 		g.tried, h = true, g.holder
-		b.free(g)
+		if !b.pass(g) {
+			b.free(g)
+		}
 	}
 	b.mu.Unlock()
 	if h != nil {

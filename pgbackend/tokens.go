@@ -98,6 +98,11 @@ func (t tokens) holderStatements() []string {
 	} {
 		statements = append(statements, "PREPARE "+s.name+"(int8, int8, int4) AS SELECT t, "+mark+" FROM (SELECT "+s.grant+" AS t OFFSET 0) AS grant_")
 	}
+	if !t.transactions {
+		const here = "CASE WHEN pg_backend_pid() = $4 THEN " // where the lock is
+		statements = append(statements, "PREPARE locker_pass(int4, int4, int4, int4) AS SELECT t, "+strings.Replace(mark, "$3", "$1", 1)+", "+
+			here+"pg_advisory_unlock_shared($2, $3) END FROM (SELECT "+here+token+" END AS t OFFSET 0) AS grant_")
+	}
 	return append(statements,
 		"PREPARE locker_free(int8, int4, int4) AS SELECT pg_advisory_unlock($1), pg_advisory_unlock_shared($2, $3)",
 		"PREPARE locker_pulse AS SELECT pg_backend_pid()",

@@ -35,6 +35,7 @@ type waiter struct {
 	backend *Backend
 	session *session
 	awake   bool          // its session has gateIdle
+	opening bool          // whom it has let in holds the lock, or is about to
 	next    chan *entry   // what to wait for
 	cancel  chan struct{} // nobody wants what it waits for; room for one
 	left    []*grant      // that have left the queue which it serves
@@ -53,7 +54,7 @@ func (b *Backend) queue(e *entry, g *grant, first bool) {
 
 // list finds a waiter for a key for which requests wait.
 func (b *Backend) list(e *entry) {
-	if len(e.queue) == 0 || e.server != nil || e.listed || b.closed || e.owner != nil && e.owner.state == asking {
+	if len(e.queue) == 0 || e.server != nil || e.listed || e.offered || b.closed || e.owner != nil && e.owner.state == asking {
 		return
 	}
 	ws := &b.waiters
@@ -184,6 +185,7 @@ func (w *waiter) serve(e *entry) {
 	gate, opened := false, make(chan struct{})
 	for {
 		b.mu.Lock()
+		w.opening = false
 		wanted, turns := len(e.queue) > 0, len(b.waiters.ready)
 		b.mu.Unlock()
 		if !wanted {
@@ -369,6 +371,7 @@ func (b *Backend) askFirst(e *entry, prepared string, behind chan struct{}) (don
 	e.queue = e.queue[1:]
 	e.owner = g
 	g.state, g.behind = asking, behind
+	e.server.opening = true
 	b.mu.Unlock()
 	asked := make(chan struct{})
 	if err := b.question(b.ctx, g, prepared, asked); err != nil {

@@ -2,7 +2,7 @@
 # their own, so that they raise no version in go.mod, and are built into bin/.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench model update
+.PHONY: help setup test check bench torture model update
 
 # What a test may not skip (see internal/servertest).
 export LOCKER_TEST_REQUIRE ?= redis,etcd,postgres
@@ -37,6 +37,9 @@ check: bin/golangci-lint ## lint, check the format and go.mod
 
 bench: setup ## compare with other libraries, on private servers, in one run
 	go -C bench run .
+
+torture: setup ## torture the backends for TIME=20s, several at the same time, or the locks at URL=…
+	go run ./torture $(if $(URL),-url '$(URL)') $(if $(TIME),-time $(TIME))
 
 model: ## play the rules of Redlock on 20,000 seeds
 	go test ./redisbackend -count=1 -v -run '^TestRedlockModel' -model 20000

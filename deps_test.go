@@ -28,6 +28,7 @@ var importRules = map[string][]string{
 	"internal/clock":      {"golang.org/x/sys"},
 	"internal/servertest": {},
 	"cmd/":                {".", "internal/clock", "conformance", "membackend", "filebackend", "redisbackend", "etcdbackend", "pgbackend", "golang.org/x/sys"},
+	"torture":             {".", "internal/clock", "internal/servertest", "conformance", "filebackend", "redisbackend", "etcdbackend", "pgbackend"},
 	"examples/":           {".", "membackend", "filebackend", "redisbackend", "etcdbackend", "pgbackend"},
 }
 

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/fec20105/locker/internal/clock"
+)
+
+// event is one line of a history, and what a worker tells the process that started it. Times count from the beginning of the
+// run, by the clock that all processes of a host share.
+type event struct {
+	At     time.Duration `json:"at"`
+	Kind   string        `json:"kind"`
+	Worker int           `json:"worker"` // 0 is the nemesis and the servers
+	Life   int           `json:"life,omitempty"`
+	Lock   int           `json:"lock,omitempty"` // counts the locks of one life
+	Key    string        `json:"key,omitempty"`
+	Token  uint64        `json:"token,omitempty"`
+	Call   time.Duration `json:"call,omitempty"`  // of an acquired lock: when it was asked for
+	Until  time.Duration `json:"until,omitempty"` // of a held lock: its deadline
+	Text   string        `json:"text,omitempty"`  // what happened, or what a call answered
+
+	// Of looks at the registers and writes to them.
+	Ask     int   `json:"ask,omitempty"` // what the answer repeats
+	Base    bases `json:"base,omitzero"`
+	Sure    bool  `json:"sure,omitempty"`    // the lock was trusted after the write, too
+	Refused bool  `json:"refused,omitempty"` // by the guard
+
+	Leaked int `json:"leaked,omitempty"` // connections that a worker leaves at its end
+}
+
+// The kinds of events.
+const (
+	kindReady    = "ready"    // a worker has reached its server
+	kindAcquired = "acquired" // the work begins to believe
+	kindLook     = "look"     // it reads the registers
+	kindWrite    = "write"    // it writes to them
+	kindBelieved = "believed" // it believes no longer; At is the end of the belief
+	kindReleased = "released" // Release has answered
+	kindFailed   = "failed"   // Acquire has answered an error
+	kindFault    = "fault"    // the nemesis does something, or a worker's link did
+	kindHeal     = "heal"     // everything works again
+	kindProgress = "progress" // everybody and every key had a lock since
+	kindEnded    = "ended"    // a process is gone
+	kindBye      = "bye"      // a worker has closed everything
+	kindVerdict  = "verdict"
+)
+
+// bases are the versions of the registers that a write is based on.
+type bases struct {
+	Guarded int `json:"guarded,omitempty"`
+	Plain   int `json:"plain,omitempty"`
+}
+
+// now is a moment by the clock that all processes share.
+func now(epoch time.Duration) time.Duration { return clock.System().Now().Boot - epoch }
+
+// history is the file of a run.
+type history struct {
+	file *os.File
+	buf  *bufio.Writer
+	enc  *json.Encoder
+}
+
+func newHistory(path string) (*history, error) {
+	file, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	h := &history{file: file, buf: bufio.NewWriter(file)}
+	h.enc = json.NewEncoder(h.buf)
+	return h, nil
+}
+
+func (h *history) close() error { return errors.Join(h.buf.Flush(), h.file.Close()) }
+
+// readHistory reads the events of a span.
+func readHistory(path string, from, to time.Duration) (events []event, err error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	for lines := json.NewDecoder(bufio.NewReader(file)); ; {
+		var e event
+		if err := lines.Decode(&e); errors.Is(err, io.EOF) {
+			return events, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if from <= e.At && e.At <= to {
+			events = append(events, e)
+		}
+	}
+}

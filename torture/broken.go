@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -13,15 +12,18 @@ import (
 	"github.com/fec20105/locker"
 )
 
-// broken are deliberately broken lockers: a run that finds nothing wrong with one of them proves nothing of the others.
+// broken are deliberately broken lockers: a run that finds nothing wrong with one of them proves nothing of the others. They are
+// broken once in often.
 var broken = map[string]func(locker.Locker) locker.Locker{
-	"double":  func(l locker.Locker) locker.Locker { return &double{Locker: l} },
+	"double":  func(l locker.Locker) locker.Locker { return double{disguised{l}} },
 	"overdue": func(l locker.Locker) locker.Locker { return overdue{l} },
 	"token": func(l locker.Locker) locker.Locker {
-		return &stuck{Locker: l, given: make(map[string]uint64), real: make(map[string]uint64)}
+		return &token{disguised: disguised{l}, given: make(map[string]uint64)}
 	},
 	"kept": func(l locker.Locker) locker.Locker { return kept{l} },
 }
+
+const often = 10
 
 func brokenNames() string { return strings.Join(slices.Sorted(maps.Keys(broken)), ", ") }
 
@@ -32,42 +34,43 @@ func breakIt(name string, l locker.Locker) locker.Locker {
 	return broken[name](l)
 }
 
-// often is how many grants there are to each that is broken.
-const often = 10
+// double excludes nobody now and then: it locks another key instead.
+type double struct{ disguised }
 
-// double excludes nobody now and then: what it locks then is another key.
-type double struct {
-	locker.Locker
-	others sync.Map // by ID
-}
-
-func (d *double) Acquire(ctx context.Context, req locker.Request) (locker.Lease, error) {
-	key := req.Key
+func (d double) Acquire(ctx context.Context, req locker.Request) (locker.Lease, error) {
+	asked := req.Key
 	if rand.IntN(often) == 0 {
-		req.Key = fmt.Sprint(key, "/", req.ID)
-		d.others.Store(req.ID, req.Key)
+		req.Key += "/" + req.ID
 	}
-	lease, err := d.Locker.Acquire(ctx, req)
-	lease.Key = key
-	return lease, err
+	real, err := d.Locker.Acquire(ctx, req)
+	return disguise(real, asked, real.Token), err
 }
 
-func (d *double) other(lease locker.Lease) locker.Lease {
-	if other, ok := d.others.Load(lease.ID); ok {
-		lease.Key = other.(string)
+// disguise makes a lease look like another.
+func disguise(real locker.Lease, key string, token uint64) locker.Lease {
+	lease := real
+	lease.Key, lease.Token, lease.State = key, token, real
+	return lease
+}
+
+// undisguised is the real lease. A clean-up names no lease that was disguised.
+func undisguised(lease locker.Lease) locker.Lease {
+	if real, ok := lease.State.(locker.Lease); ok {
+		return real
 	}
 	return lease
 }
 
-func (d *double) Extend(ctx context.Context, lease locker.Lease) (locker.Lease, error) {
-	key := lease.Key
-	lease, err := d.Locker.Extend(ctx, d.other(lease))
-	lease.Key = key
-	return lease, err
+// disguised is a Locker whose leases may be disguised.
+type disguised struct{ locker.Locker }
+
+func (d disguised) Extend(ctx context.Context, lease locker.Lease) (locker.Lease, error) {
+	real, err := d.Locker.Extend(ctx, undisguised(lease))
+	return disguise(real, lease.Key, lease.Token), err
 }
 
-func (d *double) Release(ctx context.Context, lease locker.Lease) error {
-	return d.Locker.Release(ctx, d.other(lease))
+func (d disguised) Release(ctx context.Context, lease locker.Lease) error {
+	return d.Locker.Release(ctx, undisguised(lease))
 }
 
 // overdue believes past the deadline: whatever the server answers to a renewal, and whether it does, counts as a success.
@@ -83,45 +86,23 @@ func (o overdue) Extend(ctx context.Context, lease locker.Lease) (locker.Lease, 
 	return fresh, nil
 }
 
-// stuck gives a token twice now and then.
-type stuck struct {
-	locker.Locker
+// token gives a token twice now and then.
+type token struct {
+	disguised
 	mu    sync.Mutex
-	given map[string]uint64 // by key
-	real  map[string]uint64 // by ID, where it was not given
+	given map[string]uint64 // the last of each key
 }
 
-func (s *stuck) Acquire(ctx context.Context, req locker.Request) (locker.Lease, error) {
-	lease, err := s.Locker.Acquire(ctx, req)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	given := s.given[req.Key]
-	switch {
-	case err != nil:
-	case given != 0 && rand.IntN(often) == 0:
-		s.real[req.ID] = lease.Token
-		lease.Token = given
-	default:
-		s.given[req.Key] = lease.Token
+func (t *token) Acquire(ctx context.Context, req locker.Request) (locker.Lease, error) {
+	real, err := t.Locker.Acquire(ctx, req)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	given := t.given[req.Key]
+	if err == nil && (given == 0 || rand.IntN(often) > 0) {
+		given = real.Token
+		t.given[req.Key] = given
 	}
-	return lease, err
-}
-
-func (s *stuck) honest(lease locker.Lease) locker.Lease {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if token, ok := s.real[lease.ID]; ok {
-		lease.Token = token
-	}
-	return lease
-}
-
-func (s *stuck) Extend(ctx context.Context, lease locker.Lease) (locker.Lease, error) {
-	return s.Locker.Extend(ctx, s.honest(lease)) // the token of an extended lease does not count
-}
-
-func (s *stuck) Release(ctx context.Context, lease locker.Lease) error {
-	return s.Locker.Release(ctx, s.honest(lease))
+	return disguise(real, req.Key, given), err
 }
 
 // kept never gives a lock back now and then, and renews it for ever.

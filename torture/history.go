@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/fec20105/locker/internal/clock"
@@ -24,15 +25,13 @@ type event struct {
 	Token  uint64        `json:"token,omitempty"`
 	Call   time.Duration `json:"call,omitempty"`  // of an acquired lock: when it was asked for
 	Until  time.Duration `json:"until,omitempty"` // of a held lock: its deadline
-	Text   string        `json:"text,omitempty"`  // what happened, or what a call answered
+	Text   string        `json:"text,omitempty"`  // which fault, or what a call answered
 
-	// Of looks at the registers and writes to them.
-	Ask     int   `json:"ask,omitempty"` // what the answer repeats
-	Base    bases `json:"base,omitzero"`
-	Sure    bool  `json:"sure,omitempty"`    // the lock was trusted after the write, too
-	Refused bool  `json:"refused,omitempty"` // by the guard
-
-	Leaked int `json:"leaked,omitempty"` // connections that a worker leaves at its end
+	Ask     int      `json:"ask,omitempty"`     // of a look or a write: what the answer repeats
+	Seen    versions `json:"seen,omitzero"`     // of a write: what it is based on
+	Refused bool     `json:"refused,omitempty"` // of a write: by the guard
+	Sure    bool     `json:"sure,omitempty"`    // of a belief: the lock was trusted after the write, too
+	Left    int      `json:"left,omitempty"`    // of a bye: open connections
 }
 
 // The kinds of events.
@@ -44,7 +43,7 @@ const (
 	kindBelieved = "believed" // it believes no longer; At is the end of the belief
 	kindReleased = "released" // Release has answered
 	kindFailed   = "failed"   // Acquire has answered an error
-	kindFault    = "fault"    // the nemesis does something, or a worker's link did
+	kindFault    = "fault"    // the nemesis does harm, or undoes it
 	kindHeal     = "heal"     // everything works again
 	kindProgress = "progress" // everybody and every key had a lock since
 	kindEnded    = "ended"    // a process is gone
@@ -52,14 +51,44 @@ const (
 	kindVerdict  = "verdict"
 )
 
-// bases are the versions of the registers that a write is based on.
-type bases struct {
+// endOf begins the Text of a fault that is undone.
+const endOf = "end of "
+
+// versions are those of a key's two registers.
+type versions struct {
 	Guarded int `json:"guarded,omitempty"`
 	Plain   int `json:"plain,omitempty"`
 }
 
 // now is a moment by the clock that all processes share.
 func now(epoch time.Duration) time.Duration { return clock.System().Now().Boot - epoch }
+
+// seconds is a moment as people read it.
+func seconds(d time.Duration) string { return fmt.Sprintf("%.6f s", d.Seconds()) }
+
+// String is the event on one line.
+func (e event) String() string {
+	who := fmt.Sprintf("worker %d", e.Worker)
+	if e.Worker == 0 {
+		who = "nemesis"
+	}
+	text := fmt.Sprintf("%-12s  %-9s %-8s", seconds(e.At), who, e.Kind)
+	if e.Key != "" {
+		text += fmt.Sprintf(" %s token %d", e.Key, e.Token)
+	}
+	switch e.Kind {
+	case kindAcquired:
+		text += fmt.Sprintf(", asked for at %s, trusted until %s", seconds(e.Call), seconds(e.Until))
+	case kindBelieved:
+		text += ", until then; trusted until " + seconds(e.Until)
+	case kindWrite:
+		text += fmt.Sprintf(", over version %d (guarded) and %d", e.Seen.Guarded, e.Seen.Plain)
+		if e.Refused {
+			text += ", refused by the guard"
+		}
+	}
+	return strings.TrimSpace(text + " " + e.Text)
+}
 
 // history is the file of a run.
 type history struct {
@@ -77,6 +106,9 @@ func newHistory(path string) (*history, error) {
 	h.enc = json.NewEncoder(h.buf)
 	return h, nil
 }
+
+// note writes an event. What goes wrong is told by close.
+func (h *history) note(e event) { _ = h.enc.Encode(e) }
 
 func (h *history) close() error { return errors.Join(h.buf.Flush(), h.file.Close()) }
 

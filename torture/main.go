@@ -95,7 +95,7 @@ func command(ctx context.Context, args []string, out, errs io.Writer) int {
 	var all sync.WaitGroup
 	for _, b := range starts {
 		all.Go(func() {
-			r, err := one(ctx, s, b.name, b.start)
+			r, err := one(ctx, s, b)
 			mu.Lock()
 			defer mu.Unlock()
 			code = max(code, report(out, errs, b.name, s, r, err))
@@ -137,7 +137,7 @@ func choose(args []string, url, names string, s *settings) (starts []starter, er
 	}
 	if url != "" {
 		return []starter{{"url", func(context.Context, time.Duration) (*target, error) {
-			return &target{url: url, stop: func() error { return nil }}, nil
+			return &target{url: url, given: true, stop: func() error { return nil }}, nil
 		}}}, nil
 	}
 	for name := range strings.SplitSeq(cmp.Or(names, backendNames()), ",") {
@@ -151,12 +151,12 @@ func choose(args []string, url, names string, s *settings) (starts []starter, er
 }
 
 // one tortures one target.
-func one(ctx context.Context, s settings, name string, start func(context.Context, time.Duration) (*target, error)) (*run, error) {
-	t, err := start(ctx, s.TTL)
+func one(ctx context.Context, s settings, b starter) (*run, error) {
+	t, err := b.start(ctx, s.TTL)
 	if err != nil {
 		return nil, err
 	}
-	t.name = name
+	t.name = b.name
 	r, err := torture(ctx, s, t)
 	return r, errors.Join(err, t.stop())
 }

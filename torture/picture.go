@@ -1,10 +1,11 @@
 package main
 
 import (
-	"bytes"
 	_ "embed"
+	"errors"
 	"fmt"
 	"html/template"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -17,13 +18,11 @@ var pictureTemplate = template.Must(template.New("picture").Parse(pictureText))
 
 // picture is what the template draws: a lane for each worker and one for the servers, and bars in them.
 type picture struct {
-	Title, Text string
-	Lanes       []label
-	Width       int
-	Height      int
-	Bars        []bar
-	Ticks       []label
-	Events      []event
+	Title, Text   string
+	Width, Height int
+	Bars          []bar
+	Labels        []label
+	Events        []event
 }
 
 // bar is a span in a lane: a belief, or a fault.
@@ -37,77 +36,46 @@ type label struct {
 	Text string
 }
 
-const (
-	pictureWidth = 1400
-	laneHeight   = 34
-)
-
-// draw makes an HTML page of what happened round a violation.
-func draw(v *violation, r *run, events []event) []byte {
-	p := picture{Title: r.target.name + ": " + v.Kind, Text: v.Text, Width: pictureWidth + 20, Height: (r.Processes + 2) * laneHeight}
-	if len(events) == 0 {
-		return nil
+// draw writes an HTML page of what happened round a violation. The events are in the order of time.
+func draw(path string, v *violation, r *run, events, telling []event) error {
+	const width, lane = 1400, 34
+	p := picture{Title: r.target.name + ": " + v.Kind, Text: v.Text, Width: width + 20, Height: (r.Processes + 2) * lane, Events: telling}
+	from, to := max(0, v.From-time.Second), v.To+time.Second
+	x := func(at time.Duration) int { return int(width * (at - from).Seconds() / (to - from).Seconds()) }
+	for i := range 11 {
+		at := from + (to-from)*time.Duration(i)/10
+		p.Labels = append(p.Labels, label{x(at), p.Height - 4, fmt.Sprintf("%.3f s", at.Seconds())})
 	}
-	from, to := events[0].At, events[0].At
-	for _, e := range events {
-		from, to = min(from, e.At), max(to, e.At)
+	for i := range r.Processes + 1 {
+		p.Labels = append(p.Labels, label{4, i*lane + 16, []string{"servers", workerName(i)}[min(i, 1)]})
 	}
-	x := func(at time.Duration) int { return int(int64(pictureWidth) * int64(at-from) / int64(to-from+1)) }
-	add := func(lane, top, height int, begin, end time.Duration, class, tip string) {
-		p.Bars = append(p.Bars, bar{X: x(begin), Y: lane*laneHeight + top, Width: max(2, x(end)-x(begin)), Height: height, Class: class, Tip: tip})
-	}
-	for step := 0; step <= 10; step++ {
-		at := from + (to-from)*time.Duration(step)/10
-		p.Ticks = append(p.Ticks, label{x(at), p.Height - 4, fmt.Sprintf("%.3f s", at.Seconds())})
-	}
-	for lane := range r.Processes + 1 {
-		p.Lanes = append(p.Lanes, label{4, lane*laneHeight + 16, fmt.Sprint("worker ", lane)})
-	}
-	p.Lanes[0].Text = "servers"
-	ends := func(e event, end func(event) bool) time.Duration {
-		i := slices.IndexFunc(events, func(f event) bool { return f.Worker == e.Worker && f.At >= e.At && end(f) })
-		if i < 0 {
-			return to
-		}
-		return events[i].At
-	}
-	for _, e := range events {
+	for i, e := range events {
+		b := bar{X: x(e.At), Y: e.Worker*lane + 4, Height: 14, Tip: e.String()}
+		var over func(event) bool
+		fault, _, _ := strings.Cut(e.Text, " ")
 		switch {
 		case e.Kind == kindAcquired:
-			end := ends(e, func(f event) bool {
-				return f.Kind == kindBelieved && f.Lock == e.Lock && f.Life == e.Life || f.Kind == kindEnded && f.Life == e.Life
-			})
-			class := fmt.Sprint("key", slices.Index(r.keys, e.Key)%6)
+			b.Class = fmt.Sprint("key", slices.Index(r.keys, e.Key)%6)
 			if slices.Contains(v.Holds, hold{e.Worker, e.Life, e.Lock}) {
-				class += " guilty"
+				b.Class += " guilty"
 			}
-			add(e.Worker, 4, 14, e.At, end, class, e.String())
-		case e.Kind == kindFault && (e.Text == "stop" || e.Text == "kill"):
-			add(e.Worker, 20, 4, e.At, ends(e, func(f event) bool {
-				return f.Kind == kindFault && (f.Text == "continue" || f.Text == "start")
-			}), e.Text, e.Text)
-		case e.Kind == kindFault && e.Worker == 0:
-			what, who, _ := strings.Cut(e.Text, " ")
-			if what == "pause" || what == "crash" || what == "restart" {
-				add(0, 4, 20, e.At, ends(e, func(f event) bool {
-					return f.Kind == kindHeal || f.Kind == kindFault && (f.Text == "resume "+who || f.Text == "start "+who)
-				}), "server", e.Text)
-			}
-		case e.Kind == kindFault && strings.HasPrefix(e.Text, "link: "):
-			what := strings.TrimPrefix(e.Text, "link: ")
-			if slices.Contains([]string{"cut", "hang", "delay", "reset"}, what) {
-				add(e.Worker, 26, 4, e.At, ends(e, func(f event) bool {
-					return f.Kind == kindFault && f.At > e.At && strings.HasPrefix(f.Text, "link: ")
-				}), "link", e.Text)
-			}
+			over = func(f event) bool { return f.Kind == kindBelieved && f.Lock == e.Lock || f.Kind == kindEnded }
+		case e.Kind == kindFault && !strings.HasPrefix(e.Text, endOf):
+			b.Class, b.Y, b.Height = fault, b.Y+16, 8
+			over = func(f event) bool { return f.Kind == kindFault && f.Text == endOf+e.Text }
+		default:
+			continue
 		}
-		if v.tells(e) {
-			p.Events = append(p.Events, e)
+		end := to
+		if n := slices.IndexFunc(events[i:], func(f event) bool { return f.Worker == e.Worker && over(f) }); n >= 0 {
+			end = events[i+n].At
 		}
+		b.Width = max(2, x(end)-b.X)
+		p.Bars = append(p.Bars, b)
 	}
-	var page bytes.Buffer
-	if err := pictureTemplate.Execute(&page, p); err != nil {
-		return []byte(err.Error())
+	file, err := os.Create(path)
+	if err != nil {
+		return err
 	}
-	return page.Bytes()
+	return errors.Join(pictureTemplate.Execute(file, p), file.Close())
 }

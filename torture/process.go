@@ -16,13 +16,12 @@ import (
 type process struct {
 	worker, life int
 	cmd          *exec.Cmd
-	gone         chan struct{} // closed when all it has said is heard and it has ended
+	gone         chan struct{} // closed when it has ended and all that it has said is heard
 
 	writing sync.Mutex
 	orders  *json.Encoder
 
 	// Everything below belongs to run.mu.
-	ready  time.Duration // when it had reached its server; 0: not yet
 	heard  time.Duration // when it said something last
 	killed time.Duration // just before it was killed; 0: it was not
 	bye    *event
@@ -40,22 +39,21 @@ func (r *run) start(worker, life int) error {
 	if err != nil {
 		return err
 	}
-	p := &process{worker: worker, life: life, gone: make(chan struct{})}
-	p.cmd = exec.CommandContext(context.Background(), program)
+	p := &process{worker: worker, life: life, gone: make(chan struct{}), cmd: exec.CommandContext(context.Background(), program)}
 	p.cmd.Env = append(os.Environ(), workerJob+"="+string(text))
 	p.cmd.Stderr = r.stderr
-	// In a group of its own it misses the Ctrl-C that ends this program, and when this program is killed the kernel
-	// ends those that are stopped; the others see the end of their orders.
+	// In a group of its own it misses the Ctrl-C that ends this program; and when this program is killed, the kernel ends those
+	// that are stopped. The others see the end of their orders.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
 		return err
 	}
-	p.orders = json.NewEncoder(in)
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
+	p.orders = json.NewEncoder(in)
 	if err := p.cmd.Start(); err != nil {
 		return err
 	}
@@ -69,34 +67,39 @@ func (r *run) start(worker, life int) error {
 // listen hears what a process says until it is gone.
 func (r *run) listen(p *process, out io.Reader) {
 	defer close(p.gone)
-	lines := json.NewDecoder(out)
-	for {
+	for lines := json.NewDecoder(out); ; {
 		var e event
 		if lines.Decode(&e) != nil {
 			break
 		}
-		if answer := r.hear(p, e); answer.Do != "" {
+		r.mu.Lock()
+		p.heard = e.At
+		if e.Kind == kindBye {
+			p.bye = &e
+		}
+		answer := r.hear(e)
+		r.mu.Unlock()
+		if answer.Do != "" {
 			p.order(answer)
 		}
 	}
 	err := p.cmd.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	end := event{Kind: kindEnded, At: now(r.epoch), Worker: p.worker, Life: p.life, Text: "by itself"}
-	alive := p.killed
-	switch {
-	case p.killed != 0:
-		end.Text = "killed"
-	case err != nil || p.bye == nil:
-		alive = p.heard
-		r.violated(&violation{
-			Kind: "crash", From: p.heard, To: end.At, Holds: []hold{{worker: p.worker, life: p.life}},
-			Text: fmt.Sprintf("worker %d ended without being told to (%v); see %s", p.worker, p.cmd.ProcessState, r.stderr.Name()),
-		})
+	end := event{Kind: kindEnded, At: now(r.epoch), Worker: p.worker, Life: p.life, Text: "killed"}
+	lived := p.killed
+	if p.killed == 0 {
+		end.Text, lived = "by itself", p.heard
+		if err != nil || p.bye == nil {
+			r.end(&violation{
+				Kind: "crash", From: p.heard, To: end.At, Holds: []hold{{worker: p.worker, life: p.life}},
+				Text: fmt.Sprintf("worker %d has ended without being told to (%v): see %s", p.worker, p.cmd.ProcessState, r.stderr.Name()),
+			})
+		}
 	}
-	r.note(end)
-	if v := r.judge.gone(p.worker, p.life, alive); v != nil {
-		r.violated(v)
+	r.hear(end)
+	if v := r.judge.gone(p.worker, p.life, lived); v != nil {
+		r.end(v)
 	}
 }
 
@@ -107,7 +110,7 @@ func (p *process) order(o order) {
 	_ = p.orders.Encode(o)
 }
 
-func (p *process) signal(s os.Signal) { _ = p.cmd.Process.Signal(s) } // it may be gone
+func (p *process) signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
 
 // kill ends a process at once. What it believed ends no later than now.
 func (r *run) kill(p *process) {
@@ -116,6 +119,6 @@ func (r *run) kill(p *process) {
 		p.killed = now(r.epoch)
 	}
 	r.mu.Unlock()
-	p.signal(syscall.SIGKILL)
+	_ = p.signal(syscall.SIGKILL) // it may be gone
 	<-p.gone
 }

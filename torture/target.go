@@ -20,6 +20,7 @@ import (
 // target is what is tortured: servers that this program has started, or those of a URL, which it leaves alone.
 type target struct {
 	name, url string
+	given     bool // by its URL
 	members   []*servertest.Server
 	warmUp    time.Duration // until new servers grant anything
 	stop      func() error
@@ -31,9 +32,23 @@ type starter struct {
 	start func(ctx context.Context, ttl time.Duration) (*target, error)
 }
 
-// backends are those that this program can start, in the order in which they are named.
+// backends are those that this program can start.
 var backends = []starter{
-	{"redis", startRedis}, {"redlock", startRedlock}, {"etcd", startEtcd}, {"postgres", startPostgres}, {"file", startFile},
+	{"redis", func(ctx context.Context, _ time.Duration) (*target, error) {
+		return single(servertest.StartRedis(ctx, servertest.RedisOptions{Private: true}))
+	}},
+	{"redlock", startRedlock},
+	{"etcd", func(ctx context.Context, _ time.Duration) (*target, error) {
+		c, err := servertest.StartEtcdCluster(ctx, 3)
+		if err != nil {
+			return nil, err
+		}
+		return &target{url: c.URL, members: c.Members, stop: c.Stop}, nil
+	}},
+	{"postgres", func(ctx context.Context, _ time.Duration) (*target, error) {
+		return single(servertest.StartPostgres(ctx, servertest.PostgresOptions{Private: true}))
+	}},
+	{"file", startFile},
 }
 
 func backendNames() string {
@@ -44,8 +59,7 @@ func backendNames() string {
 	return strings.Join(names, ",")
 }
 
-func startRedis(ctx context.Context, _ time.Duration) (*target, error) {
-	s, err := servertest.StartRedis(ctx, servertest.RedisOptions{Private: true})
+func single(s *servertest.Server, err error) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -61,22 +75,6 @@ func startRedlock(ctx context.Context, ttl time.Duration) (*target, error) {
 	quarantine := max(time.Second, 2*ttl)
 	url := fmt.Sprintf("%s?durable=true&quarantine=%v", g.URL, quarantine)
 	return &target{url: url, members: g.Members, warmUp: quarantine, stop: g.Stop}, nil
-}
-
-func startEtcd(ctx context.Context, _ time.Duration) (*target, error) {
-	c, err := servertest.StartEtcdCluster(ctx, 3)
-	if err != nil {
-		return nil, err
-	}
-	return &target{url: c.URL, members: c.Members, stop: c.Stop}, nil
-}
-
-func startPostgres(ctx context.Context, _ time.Duration) (*target, error) {
-	s, err := servertest.StartPostgres(ctx, servertest.PostgresOptions{Private: true})
-	if err != nil {
-		return nil, err
-	}
-	return &target{url: s.URL, members: []*servertest.Server{s}, stop: s.Stop}, nil
 }
 
 // startFile makes a folder in memory, where the system has that: on a disk every step waits for the journal.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,6 +21,10 @@ import (
 const asProgram = "LOCKER_TORTURE_PROGRAM"
 
 func TestMain(m *testing.M) {
+	if runtime.GOOS != "linux" {
+		fmt.Println("skipped: torture needs Linux")
+		os.Exit(0)
+	}
 	if os.Getenv(asProgram) != "" || os.Getenv(workerJob) != "" {
 		main()
 	}
@@ -38,7 +43,7 @@ func TestBroken(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := settings{Time: time.Minute, TTL: 300 * time.Millisecond, Seed: 1, Processes: 4, Keys: 2, Broken: name, Out: t.TempDir()}
-			r, err := one(t.Context(), s, "file", startFile)
+			r, err := one(t.Context(), s, starter{"file", startFile})
 			v, ok := errors.AsType[*violation](err)
 			if !ok {
 				t.Fatalf("not caught within %v: %v", s.Time, err)
@@ -67,7 +72,7 @@ func TestBroken(t *testing.T) {
 func TestRedis(t *testing.T) {
 	t.Parallel()
 	s := settings{Time: 8 * time.Second, TTL: 500 * time.Millisecond, Seed: 1, Processes: 4, Keys: 2, Out: t.TempDir()}
-	r, err := one(t.Context(), s, "redis", startRedis)
+	r, err := one(t.Context(), s, backends[0])
 	if errors.Is(err, servertest.ErrMissing) {
 		servertest.Skip(t, "redis", err.Error())
 	}
@@ -180,4 +185,3 @@ func childrenOf(t *testing.T, pid int) (children []string) {
 	}
 	return children
 }
-

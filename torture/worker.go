@@ -32,19 +32,20 @@ type job struct {
 	Broken       string // the name of a deliberately broken locker, or ""
 }
 
-// order is a line that a worker gets: a fault of its link, a change of pace, or the answer to a look or a write.
+// order is a line that a worker gets: a fault of its link by its name, a change of pace, or the answer to a look or a write.
 type order struct {
-	Do       string        `json:",omitempty"`
+	Do       string
 	Up, Down time.Duration `json:",omitempty"` // of a delay
 	Ask      int           `json:",omitempty"`
-	Base     bases         `json:",omitzero"`
+	Seen     versions      `json:",omitzero"`
 	Refused  bool          `json:",omitempty"`
 }
 
-// The orders that are no faults of the link.
+// The orders that are no faults.
 const (
 	doAnswer = "answer"
-	doCalm   = "calm" // no faults, and no long holds
+	doHeal   = "heal" // the link
+	doCalm   = "calm" // and no long holds
 	doChaos  = "chaos"
 	doStop   = "stop"
 )
@@ -55,8 +56,8 @@ const hands = 2
 // worker is a process that uses locks.
 type worker struct {
 	job
-	clock  clock.Clock
 	net    *conformance.Network
+	fault  string // of the link
 	client *locker.Client
 	locks  atomic.Int64
 
@@ -64,22 +65,25 @@ type worker struct {
 	out     *json.Encoder
 	asks    int
 	answers map[int]chan order
-	calm    bool
-	calmed  chan struct{} // closed while it is calm
+	calm    context.Context // ends when it becomes calm
+	calmed  context.CancelFunc
 }
 
 // work is the life of a worker. It ends when it is told to, and at once when who started it is gone.
 func work(text string, in io.Reader, out io.Writer) error {
-	w := &worker{clock: clock.System(), out: json.NewEncoder(out), answers: make(map[int]chan order), calmed: make(chan struct{})}
+	w := &worker{net: conformance.NewNetwork(), out: json.NewEncoder(out), answers: make(map[int]chan order)}
+	w.calm, w.calmed = context.WithCancel(context.Background())
 	if err := json.Unmarshal([]byte(text), &w.job); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	w.net = conformance.NewNetwork()
 	go w.obey(in, stop)
 	idle := runtime.NumGoroutine()
-	l, err := w.open(ctx)
+	l, err := open(ctx, w.URL, w.net)
+	for err != nil && pause(ctx, 50*time.Millisecond) { // the server may be down
+		l, err = open(ctx, w.URL, w.net)
+	}
 	if err != nil {
 		return err
 	}
@@ -88,7 +92,7 @@ func work(text string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	w.say(event{Kind: kindReady, At: w.now()})
+	w.say(kindReady, event{})
 	var work sync.WaitGroup
 	for hand := range hands {
 		luck := rand.New(rand.NewPCG(w.Seed, uint64(w.Worker<<32|w.Life<<8|hand)))
@@ -102,35 +106,18 @@ func work(text string, in io.Reader, out io.Writer) error {
 	if err := errors.Join(w.client.Close(), l.Close()); err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
-	bye := event{Kind: kindBye, Leaked: w.net.Stats().Open}
+	bye := event{Left: w.net.Stats().Open}
 	if err := w.net.Close(); err != nil {
 		return err
 	}
-	bye.Text = leftGoroutines(idle)
-	bye.At = w.now()
-	w.say(bye)
-	return nil
-}
-
-// open reaches the server, which may be down at the moment.
-func (w *worker) open(ctx context.Context) (locker.Locker, error) {
-	for {
-		l, err := open(ctx, w.URL, w.net)
-		if err == nil || !pause(ctx, 50*time.Millisecond) {
-			return l, err
-		}
-	}
-}
-
-// leftGoroutines waits until no more goroutines are left than there were, and tells of those that are.
-func leftGoroutines(idle int) string {
-	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > idle; pause(context.Background(), time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > idle && bye.Text == ""; pause(context.Background(), time.Millisecond) {
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<16)
-			return string(stacks[:runtime.Stack(stacks, true)])
+			bye.Text = string(stacks[:runtime.Stack(stacks, true)])
 		}
 	}
-	return ""
+	w.say(kindBye, bye)
+	return nil
 }
 
 // obey does what it is told to.
@@ -140,7 +127,6 @@ func (w *worker) obey(in io.Reader, stop func()) {
 		if err := orders.Decode(&o); err != nil {
 			os.Exit(1) // nobody is left to tell
 		}
-		tell := func() { w.say(event{Kind: kindFault, At: w.now(), Text: "link: " + o.Do}) }
 		switch o.Do {
 		case doAnswer:
 			w.mu.Lock()
@@ -148,132 +134,128 @@ func (w *worker) obey(in io.Reader, stop func()) {
 			delete(w.answers, o.Ask)
 			w.mu.Unlock()
 			answer <- o
-		case doCalm, doChaos:
-			w.net.Heal()
-			w.pace(o.Do == doCalm)
 		case doStop:
 			stop()
-		case "cut":
-			tell() // before it happens
-			w.net.Cut()
-		case "hang":
-			tell()
-			w.net.Hang()
-		case "delay":
-			tell()
-			w.net.Delay(o.Up, o.Down)
-		case "reset":
-			tell()
-			w.net.Reset()
-		case "heal":
+		case doHeal, doCalm, doChaos:
 			w.net.Heal()
-			tell()
+			if w.fault != "" {
+				w.say(kindFault, event{Text: endOf + w.fault})
+			}
+			w.fault = ""
+			w.pace(o.Do)
+		default:
+			w.fault = o.Do
+			w.say(kindFault, event{Text: o.Do}) // before it happens
+			map[string]func(){
+				"cut": func() { w.net.Cut() }, "hang": w.net.Hang, "delay": func() { w.net.Delay(o.Up, o.Down) }, "reset": w.net.Reset,
+			}[o.Do]()
 		}
 	}
 }
 
-// pace lets holds be long or not. A long hold ends when it becomes calm.
-func (w *worker) pace(calm bool) {
+// pace lets holds be long or not. A long one ends when it becomes calm.
+func (w *worker) pace(do string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case calm == w.calm:
-	case calm:
-		close(w.calmed)
-	default:
-		w.calmed = make(chan struct{})
+	if do == doCalm {
+		w.calmed()
+	} else if do == doChaos && w.calm.Err() != nil {
+		w.calm, w.calmed = context.WithCancel(context.Background())
 	}
-	w.calm = calm
 }
-
-func (w *worker) now() time.Duration { return now(w.Epoch) }
 
 // until is a lock's deadline by the shared clock. A process that is stopped between the two clocks finds it nearer.
 func (w *worker) until(lock *locker.Lock) time.Duration {
-	deadline, now := lock.Deadline(), w.clock.Now()
+	deadline, now := lock.Deadline(), clock.System().Now()
 	return now.Boot - w.Epoch + deadline.Sub(now.Mono)
 }
 
-func (w *worker) say(e event) {
+// say tells an event, which happens now if it has no time of its own.
+func (w *worker) say(kind string, e event) {
+	if e.Kind, e.Worker, e.Life = kind, w.Worker, w.Life; e.At == 0 {
+		e.At = now(w.Epoch)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	e.Worker, e.Life = w.Worker, w.Life
 	if w.out.Encode(e) != nil {
 		os.Exit(1) // nobody is left to tell
 	}
 }
 
 // ask tells something that is answered.
-func (w *worker) ask(e event) order {
+func (w *worker) ask(kind string, e event) order {
 	answer := make(chan order, 1)
 	w.mu.Lock()
 	w.asks++
 	e.Ask = w.asks
 	w.answers[e.Ask] = answer
 	w.mu.Unlock()
-	w.say(e)
+	w.say(kind, e)
 	return <-answer
 }
 
 // use acquires a lock, uses it and gives it back, and says what it believes.
 func (w *worker) use(ctx context.Context, luck *rand.Rand) {
-	think := time.Duration(luck.Int64N(int64(10 * time.Millisecond)))
-	wait := w.TTL/4 + time.Duration(luck.Int64N(int64(2*w.TTL)))
-	length, much, careless := luck.IntN(10), luck.Float64(), luck.IntN(8) == 0
+	random := func(d time.Duration) time.Duration { return time.Duration(luck.Int64N(int64(d))) }
+	think, wait, length := random(10*time.Millisecond), w.TTL/4+random(2*w.TTL), w.TTL+random(2*w.TTL)
+	if luck.IntN(5) > 0 {
+		length = random(5 * time.Millisecond)
+	}
+	careless := luck.IntN(8) == 0 // writes without asking whether it still may
 	e := event{Key: w.Keys[luck.IntN(len(w.Keys))], Lock: int(w.locks.Add(1))}
 	if !pause(ctx, think) {
 		return
 	}
-	e.Call = w.now()
+	asked := now(w.Epoch)
 	lock, err := w.client.Acquire(ctx, e.Key, locker.WithWait(wait))
-	e.At = w.now()
+	granted := now(w.Epoch)
 	if err != nil {
-		if ctx.Err() == nil {
-			e.Kind, e.Text = kindFailed, err.Error()
-			w.say(e)
+		if e.Text = err.Error(); ctx.Err() == nil {
+			w.say(kindFailed, e)
 		}
 		return
 	}
-	e.Kind, e.Token, e.Until = kindAcquired, lock.Token(), w.until(lock)
-	w.say(e)
-	e.Call = 0
-	e.Kind, e.At = kindLook, w.now()
-	seen := w.ask(e)
-	w.hold(ctx, lock, length, much)
+	e.Token = lock.Token()
+	begin := e
+	begin.At, begin.Call, begin.Until = granted, asked, w.until(lock)
+	w.say(kindAcquired, begin)
+	write := e
+	write.Seen = w.ask(kindLook, e).Seen
+	w.hold(ctx, lock, length)
 
-	end, lost := w.now(), lock.Err()
-	if lost == nil || careless { // careless work writes without asking whether it still may
-		e.Kind, e.At, e.Base = kindWrite, end, seen.Base
-		w.ask(e)
+	end := e
+	end.At = now(w.Epoch)
+	lost := lock.Err()
+	if lost == nil || careless {
+		w.ask(kindWrite, write)
 		if lost == nil {
-			end, lost = w.now(), lock.Err()
+			end.At, lost = now(w.Epoch), lock.Err()
+			end.Sure = lost == nil
 		}
-		e.Sure = lost == nil
 	}
-	e.Kind, e.Until, e.Base = kindBelieved, w.until(lock), bases{}
-	if e.At = min(end, e.Until); lost != nil {
-		e.Text = lost.Error()
+	end.Until = w.until(lock)
+	end.At = min(end.At, end.Until)
+	if lost != nil {
+		end.Text = lost.Error()
 	}
-	w.say(e)
-	e.Kind, e.Text = kindReleased, "ok"
+	w.say(kindBelieved, end)
+	e.Text = "ok"
 	if err := lock.Release(ctx); err != nil {
 		e.Text = err.Error()
 	}
-	e.At = w.now()
-	w.say(e)
+	w.say(kindReleased, e)
 }
 
-// hold lets the work take its time: mostly little, sometimes longer than a TTL, unless it is calm.
-func (w *worker) hold(ctx context.Context, lock *locker.Lock, length int, much float64) {
-	most := [10]time.Duration{6: w.TTL / 4, 7: w.TTL / 4, 8: 3 * w.TTL, 9: 3 * w.TTL}[length]
-	took := time.NewTimer(time.Duration(much * float64(max(most, 5*time.Millisecond))))
-	defer took.Stop()
+// hold lets the work take its time, or less if it is calm.
+func (w *worker) hold(ctx context.Context, lock *locker.Lock, length time.Duration) {
 	w.mu.Lock()
-	calmed := w.calmed
+	calm := w.calm
 	w.mu.Unlock()
+	took := time.NewTimer(length)
+	defer took.Stop()
 	select {
 	case <-took.C:
-	case <-calmed:
+	case <-calm.Done():
 	case <-lock.Done():
 	case <-ctx.Done():
 	}

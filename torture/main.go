@@ -12,7 +12,8 @@
 //
 // Without -url it starts servers of its own, and tortures them too; without -backend, all that it can start, at the same time. The
 // history of a run is a file with a line of JSON for each event; when a promise was broken the shortest telling excerpt, the seed
-// and a picture are shown. The exit code is 1 then, 64 for a wrong command line, 69 if a server cannot be used.
+// and a picture are shown. The exit code is 1 then, 64 for a wrong command line, 69 if a server cannot be used, 130 after
+// Ctrl-C or SIGTERM.
 package main
 
 import (
@@ -39,7 +40,7 @@ const (
 	exitViolation   = 1
 	exitUsage       = 64
 	exitUnavailable = 69
-	exitSignal      = 128
+	exitInterrupted = 130
 )
 
 func main() {
@@ -98,17 +99,19 @@ func command(ctx context.Context, args []string, out, errs io.Writer) int {
 			r, err := one(ctx, s, b)
 			mu.Lock()
 			defer mu.Unlock()
-			code = max(code, report(out, errs, b.name, s, r, err))
+			if own := report(out, errs, b.name, s, r, err); own == exitViolation || code == exitOK {
+				code = own
+			}
 		})
 	}
 	all.Wait()
-	if ctx.Err() != nil {
-		code = exitSignal + int(syscall.SIGINT)
+	if ctx.Err() != nil && code == exitOK {
+		code = exitInterrupted
 	}
 	switch {
 	case kept != "":
-		fmt.Fprintln(out, "the histories are in", s.Out)
-	case code == exitOK || ctx.Err() != nil:
+		fmt.Fprintln(out, "the histories are in", kept)
+	case code != exitViolation:
 		_ = os.RemoveAll(s.Out)
 	}
 	return code
@@ -125,8 +128,8 @@ func choose(args []string, url, names string, s *settings) (starts []starter, er
 		return nil, errors.New("give -url or -backend, not both")
 	case s.Processes < 1 || s.Processes > 100 || s.Keys < 1 || s.Keys > 1000:
 		return nil, errors.New("give 1 to 100 -processes and 1 to 1000 -keys")
-	case s.Time < time.Second || s.TTL < 100*time.Millisecond || s.TTL > time.Minute:
-		return nil, errors.New("give a -time of at least 1s and a -ttl between 100ms and 1m")
+	case s.TTL < 100*time.Millisecond || s.TTL > time.Minute:
+		return nil, errors.New("give a -ttl between 100ms and 1m")
 	case s.Broken != "" && broken[s.Broken] == nil:
 		return nil, fmt.Errorf("-broken %s: known are %s", s.Broken, brokenNames())
 	case strings.HasPrefix(url, "mem:"):

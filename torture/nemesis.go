@@ -80,12 +80,12 @@ func (n *nemesis) undo(at time.Duration) (err error) {
 	return err
 }
 
-// rage does harm for two to four TTLs.
-func (n *nemesis) rage(ctx context.Context) error {
+// rage does harm for two to four TTLs, but not beyond last.
+func (n *nemesis) rage(ctx context.Context, last time.Duration) error {
 	for _, p := range n.processes[1:] {
 		p.order(order{Do: doChaos})
 	}
-	for end := now(n.epoch) + n.between(2*n.ttl, 4*n.ttl); now(n.epoch) < end; {
+	for end := min(last, now(n.epoch)+n.between(2*n.ttl, 4*n.ttl)); now(n.epoch) < end; {
 		if !pause(ctx, n.between(5*time.Millisecond, 100*time.Millisecond)) {
 			return context.Cause(ctx)
 		}

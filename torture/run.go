@@ -66,10 +66,13 @@ func torture(ctx context.Context, s settings, t *target) (*run, error) {
 		return nil, err
 	}
 	r.ttl = max(s.TTL, caps.MinTTL)
-	if g := caps.Granularity; g > 0 {
-		r.ttl = (r.ttl + g - 1) / g * g
+	if g := caps.Granularity; g > 0 && r.ttl%g > 0 {
+		r.ttl += g - r.ttl%g
 	}
 	r.bound = r.ttl + caps.Expiry + max(2*time.Second, caps.Fallback) + slack()
+	if least := r.bound + 2*r.ttl; r.Time < least {
+		return nil, fmt.Errorf("a -time of %v leaves none for faults at a TTL of %v: give %v at least", r.Time, r.ttl, least)
+	}
 	r.judge = newJudge(caps, r.ttl, len(t.members) > 1)
 	if r.history, err = newHistory(filepath.Join(s.Out, t.name+".jsonl")); err != nil {
 		return nil, err
@@ -107,23 +110,25 @@ func (r *run) live(ctx context.Context) error {
 	}
 	n := newNemesis(r)
 	defer n.starting.Wait()
-	for {
+	for last := r.Time - r.bound; ; {
 		if err := n.heal(); err != nil {
 			return err
 		}
+		healed := now(r.epoch)
 		if err := r.awaitProgress(ctx); err != nil {
 			return err
 		}
-		// In the last good time everything runs out that was left by those who were killed.
-		if now(r.epoch) >= r.Time-r.bound {
-			break
+		if now(r.epoch) < last {
+			if err := n.rage(ctx, last); err != nil {
+				return err
+			}
+			continue
 		}
-		if err := n.rage(ctx); err != nil {
-			return err
+		// By then everything has run out that was left by those who were killed.
+		if !pause(ctx, max(r.Time, healed+r.bound)-now(r.epoch)) {
+			return context.Cause(ctx)
 		}
-	}
-	if !pause(ctx, r.Time-now(r.epoch)) {
-		return context.Cause(ctx)
+		break
 	}
 	if err := r.sayGoodbye(ctx); err != nil {
 		return err

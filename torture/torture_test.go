@@ -81,7 +81,7 @@ func TestRedis(t *testing.T) {
 		report(&out, &out, "redis", s, r, err)
 		t.Fatal(out.String())
 	}
-	if r.judge.locks < 50 || r.judge.lost == 0 || r.heals < 2 || len(r.faults) < 5 {
+	if r.judge.locks < 50 || r.heals < 2 || len(r.faults) < 5 {
 		t.Errorf("too little has happened to show anything: %s", r.summary())
 	}
 	t.Log(r.summary())
@@ -101,7 +101,8 @@ func TestCommand(t *testing.T) {
 		{[]string{"-backend", "file", "-broken", "all"}, exitUsage, "known are double, kept, overdue, token"},
 		{[]string{"-url", "mem://x"}, exitUsage, "within one process"},
 		{[]string{"-url", "file:", "-backend", "file"}, exitUsage, "not both"},
-		{[]string{"-time", "1ms"}, exitUsage, "at least 1s"},
+		{[]string{"-ttl", "1ms"}, exitUsage, "between 100ms and 1m"},
+		{[]string{"-time", "1s", "-backend", "file"}, exitUnavailable, "leaves none for faults at a TTL of 1s: give "},
 		{[]string{"-url", "oracle://x"}, exitUnavailable, `unknown scheme "oracle"`},
 		{[]string{"-url", "redis://:secret@127.0.0.1:1"}, exitUnavailable, "connection refused"},
 		{[]string{"-help"}, exitOK, "-seed"},
@@ -138,7 +139,7 @@ func TestEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = cmd.Wait()
-			if code := cmd.ProcessState.ExitCode(); s == syscall.SIGINT && code != exitSignal+int(s) {
+			if code := cmd.ProcessState.ExitCode(); s == syscall.SIGINT && code != exitInterrupted {
 				t.Errorf("exit code %d", code)
 			}
 			await(t, "the end of the workers", func() bool {

@@ -38,7 +38,7 @@ check: bin/golangci-lint ## lint, check the format and go.mod
 bench: setup ## compare with other libraries, on private servers, in one run
 	go -C bench run .
 
-torture: setup ## torture the backends for TIME=20s, several at the same time, or the locks at URL=…
+torture: setup ## torture every backend for TIME=20s, all at the same time, or the locks at URL=…
 	go run ./torture $(if $(URL),-url '$(URL)') $(if $(TIME),-time $(TIME))
 
 model: ## play the rules of Redlock on 20,000 seeds

@@ -99,6 +99,9 @@ func command(ctx context.Context, args []string, out, errs io.Writer) int {
 			r, err := one(ctx, s, b)
 			mu.Lock()
 			defer mu.Unlock()
+			if _, broken := errors.AsType[*violation](err); !broken && ctx.Err() != nil {
+				return // the signal says it
+			}
 			if own := report(out, errs, b.name, s, r, err); own == exitViolation || code == exitOK {
 				code = own
 			}

@@ -48,10 +48,6 @@ func (n *nemesis) suffers(kind string, i int) bool {
 	return slices.ContainsFunc(n.harm, func(h harm) bool { return h.subject == subject })
 }
 
-func (n *nemesis) troubled(worker int) bool {
-	return n.suffers("process", worker) || n.suffers("link", worker)
-}
-
 func (n *nemesis) down(server int) bool {
 	return n.suffers("server", server+1) || n.starts[server].Load()
 }
@@ -69,15 +65,18 @@ func (n *nemesis) inflict(fault, kind string, i int, d time.Duration, undo func(
 }
 
 // undo undoes the harm that has lasted long enough.
-func (n *nemesis) undo(at time.Duration) (err error) {
-	n.harm = slices.DeleteFunc(n.harm, func(h harm) bool {
-		over := h.until <= at && err == nil
-		if over {
-			err = h.undo()
+func (n *nemesis) undo(at time.Duration) error {
+	for {
+		i := slices.IndexFunc(n.harm, func(h harm) bool { return h.until <= at })
+		if i < 0 {
+			return nil
 		}
-		return over
-	})
-	return err
+		h := n.harm[i]
+		n.harm = slices.Delete(n.harm, i, i+1)
+		if err := h.undo(); err != nil {
+			return err
+		}
+	}
 }
 
 // rage does harm for two to four TTLs, but not beyond last.
@@ -118,19 +117,20 @@ func (n *nemesis) heal() error {
 	return nil
 }
 
-// strike does one kind of harm to somebody who suffers none. Half of the workers are left alone, to take what the others lose.
+// strike does one kind of harm to somebody. Half of the workers are left alone, to take what the others lose; a link may suffer
+// more than one fault.
 func (n *nemesis) strike(ctx context.Context) error {
 	worker, dice, d := n.victim(), n.luck.IntN(20), n.span()
-	suffering := 0
+	well := n.Processes
 	for i := range n.processes {
-		if n.troubled(i) {
-			suffering++
+		if n.suffers("process", i) || n.suffers("link", i) {
+			well--
 		}
 	}
 	switch {
 	case dice == 0 && len(n.target.members) > 0:
 		return n.strikeServers(ctx, d)
-	case worker == 0 || n.troubled(worker) || suffering > n.Processes/2:
+	case worker == 0 || n.suffers("process", worker) || !n.suffers("link", worker) && well <= n.Processes/2:
 	case dice < 4:
 		n.killFor(worker, d/4)
 	case dice < 10:
@@ -141,14 +141,24 @@ func (n *nemesis) strike(ctx context.Context) error {
 		})
 		return p.signal(syscall.SIGSTOP)
 	default:
-		fault := []string{"cut", "hang", "delay", "reset"}[n.luck.IntN(4)]
-		n.inflict(fault, "link", worker, d, func() error {
-			n.processes[worker].order(order{Do: doHeal})
-			return nil
-		})
-		n.processes[worker].order(order{Do: fault, Up: n.between(0, n.ttl/4), Down: n.between(0, n.ttl/4)})
+		n.strikeLink(worker, []string{"cut", "hang", "delay", "reset"}[n.luck.IntN(4)], d)
 	}
 	return nil
+}
+
+// strikeLink harms the link of a worker.
+func (n *nemesis) strikeLink(worker int, fault string, d time.Duration) {
+	o := order{Do: fault, Up: n.between(0, n.ttl/4), Down: n.between(0, n.ttl/4)}
+	thenCut := fault == "delay" && n.luck.IntN(2) == 0 // a late answer is the last one
+	n.inflict(fault, "link", worker, d, func() error {
+		if thenCut {
+			n.strikeLink(worker, "cut", n.between(n.ttl/2, 2*n.ttl))
+			return nil
+		}
+		n.processes[worker].order(order{Do: doHeal})
+		return nil
+	})
+	n.processes[worker].order(o)
 }
 
 // victim is any worker, or mostly one that holds a lock, if there is one.
@@ -161,7 +171,7 @@ func (n *nemesis) victim() int {
 	defer n.mu.Unlock()
 	oldest := &belief{from: always}
 	for _, b := range n.judge.open {
-		if b.from < oldest.from && !n.troubled(b.worker) {
+		if b.from < oldest.from && !n.suffers("process", b.worker) {
 			oldest = b
 		}
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,8 +19,6 @@ func report(out, errs io.Writer, name string, s settings, r *run, err error) int
 	case err == nil:
 		fmt.Fprintf(out, "%s: ok (seed %d): %s\n", name, s.Seed, r.summary())
 		return exitOK
-	case !broken && errors.Is(err, context.Canceled):
-		return exitOK // the signal says it
 	case !broken:
 		fmt.Fprintf(errs, "torture: %s: %s\n", name, strings.TrimPrefix(err.Error(), "locker: "))
 		return exitUnavailable

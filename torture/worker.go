@@ -57,7 +57,7 @@ const hands = 2
 type worker struct {
 	job
 	net    *conformance.Network
-	fault  string // of the link
+	faults []string // of the link
 	client *locker.Client
 	locks  atomic.Int64
 
@@ -138,13 +138,13 @@ func (w *worker) obey(in io.Reader, stop func()) {
 			stop()
 		case doHeal, doCalm, doChaos:
 			w.net.Heal()
-			if w.fault != "" {
-				w.say(kindFault, event{Text: endOf + w.fault})
+			for _, fault := range w.faults {
+				w.say(kindFault, event{Text: endOf + fault})
 			}
-			w.fault = ""
+			w.faults = nil
 			w.pace(o.Do)
 		default:
-			w.fault = o.Do
+			w.faults = append(w.faults, o.Do)
 			w.say(kindFault, event{Text: o.Do}) // before it happens
 			map[string]func(){
 				"cut": func() { w.net.Cut() }, "hang": w.net.Hang, "delay": func() { w.net.Delay(o.Up, o.Down) }, "reset": w.net.Reset,

@@ -27,6 +27,9 @@ var importRules = map[string][]string{
 	"conformance":         {".", "internal/clock", "github.com/anishathalye/porcupine", "github.com/google/uuid", "golang.org/x/sys"}, // the last two come with "." anyway
 	"internal/clock":      {"golang.org/x/sys"},
 	"internal/servertest": {},
+	"internal/redistest":  {".", "conformance", "redisbackend", "internal/servertest", "github.com/redis/go-redis/v9"},
+	"internal/etcdtest":   {".", "conformance", "etcdbackend", "internal/servertest", "go.etcd.io/etcd/client/v3", "go.uber.org/zap"},
+	"internal/pgtest":     {".", "conformance", "pgbackend", "internal/servertest", "github.com/jackc/pgx/v5"},
 	"cmd/":                {".", "internal/clock", "conformance", "membackend", "filebackend", "redisbackend", "etcdbackend", "pgbackend", "golang.org/x/sys"},
 	"torture":             {".", "internal/clock", "internal/servertest", "conformance", "filebackend", "redisbackend", "etcdbackend", "pgbackend"},
 	"examples/":           {".", "membackend", "filebackend", "redisbackend", "etcdbackend", "pgbackend"},

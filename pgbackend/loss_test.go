@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +14,7 @@ import (
 
 	"github.com/fec20105/locker"
 	"github.com/fec20105/locker/conformance"
+	"github.com/fec20105/locker/internal/pgtest"
 )
 
 // gotBy polls until the observer is granted the key "k", and returns when that was.
@@ -43,8 +42,7 @@ func TestStoppedClient(t *testing.T) {
 	observer := open(t, rawURL)
 	const ttl = 2 * time.Second
 
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), serveURL+"="+rawURL)
+	cmd := pgtest.Process(rawURL)(t.Context())
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/fec20105/locker"
+	"github.com/fec20105/locker/internal/pgtest"
 	"github.com/fec20105/locker/internal/servertest"
 	"github.com/fec20105/locker/pgbackend"
 )
@@ -42,16 +43,7 @@ func open(t testing.TB, rawURL string) *pgbackend.Backend {
 
 func openConfig(t testing.TB, rawURL string, cfg locker.Config) *pgbackend.Backend {
 	t.Helper()
-	l, err := locker.OpenLocker(t.Context(), rawURL, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
-	return l.(*pgbackend.Backend)
+	return pgtest.Open(t, rawURL, cfg)
 }
 
 func connect(ctx context.Context, server *servertest.Server) (*pgx.Conn, error) {

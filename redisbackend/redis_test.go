@@ -9,6 +9,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fec20105/locker"
+	"github.com/fec20105/locker/internal/redistest"
 	"github.com/fec20105/locker/internal/servertest"
 	"github.com/fec20105/locker/redisbackend"
 )
@@ -30,28 +31,13 @@ func open(t testing.TB, rawURL string) *redisbackend.Backend {
 
 func openConfig(t testing.TB, rawURL string, cfg locker.Config) *redisbackend.Backend {
 	t.Helper()
-	l, err := locker.OpenLocker(t.Context(), rawURL, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
-	return l.(*redisbackend.Backend)
+	return redistest.Open(t, rawURL, cfg)
 }
 
 // direct is a client without this package, to look behind it.
 func direct(t testing.TB, server *servertest.Server) *redis.Client {
 	t.Helper()
-	opts, err := redis.ParseURL(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := redis.NewClient(opts)
-	t.Cleanup(func() { _ = client.Close() })
-	return client
+	return redistest.Direct(t, server)
 }
 
 func request(key string) locker.Request {

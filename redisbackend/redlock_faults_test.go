@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fec20105/locker"
+	"github.com/fec20105/locker/internal/redistest"
 	"github.com/fec20105/locker/internal/servertest"
 )
 
@@ -30,7 +31,7 @@ func TestRedlockFaults(t *testing.T) {
 	t.Parallel()
 	const keys, quarantine = 3, 3 * time.Second
 	group := servertest.RedisServers(t, 5)
-	remember(t, group, "locker:")
+	redistest.Remember(t, group, "locker:")
 	rawURL := group.URL + "?durable=true&quarantine=" + quarantine.String()
 	ctx, cancel := context.WithTimeout(t.Context(), *faultsTime)
 	defer cancel()

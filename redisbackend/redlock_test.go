@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fec20105/locker"
+	"github.com/fec20105/locker/internal/redistest"
 	"github.com/fec20105/locker/internal/servertest"
 	"github.com/fec20105/locker/redisbackend"
 )
@@ -18,7 +19,7 @@ import (
 // redlock opens a Redlock on servers that have been in use for long.
 func redlock(t testing.TB, group *servertest.RedisGroup, params string) locker.Locker {
 	t.Helper()
-	remember(t, group, redisbackend.DefaultPrefix)
+	redistest.Remember(t, group, redisbackend.DefaultPrefix)
 	return openRedlock(t, group.URL+"?"+params)
 }
 
@@ -72,7 +73,7 @@ func TestRedlockRefusesWrongServers(t *testing.T) {
 func TestRedlockOfClients(t *testing.T) {
 	t.Parallel()
 	group := servertest.RedisServers(t, 3)
-	remember(t, group, "mine:")
+	redistest.Remember(t, group, "mine:")
 	var clients []*redis.Client
 	for _, m := range group.Members {
 		clients = append(clients, direct(t, m))

@@ -38,7 +38,7 @@ func StartEtcd(ctx context.Context, opts EtcdOptions) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	peer, err := freePort(ctx)
+	peer, err := FreePort(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("servertest: start etcd: %w", err)
 	}

@@ -25,7 +25,7 @@ func StartEtcdCluster(ctx context.Context, members int) (*EtcdCluster, error) {
 	}
 	peers := make([]int, members)
 	for i := range peers {
-		if peers[i], err = freePort(ctx); err != nil {
+		if peers[i], err = FreePort(ctx); err != nil {
 			return nil, fmt.Errorf("servertest: start an etcd cluster: %w", err)
 		}
 	}
@@ -116,6 +116,9 @@ func (c *EtcdCluster) Stop() error {
 func (s *Server) down() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.remote != nil {
+		return s.stopped || s.remote.Down()
+	}
 	return s.paused || s.stopped || s.current == nil || s.current.ended()
 }
 

@@ -44,7 +44,8 @@ type Server struct {
 
 	kind    kind
 	port    int
-	guard   *guard // nil for a given server
+	guard   *guard // nil for a given server, and for one that is run elsewhere
+	remote  Remote // nil for one that is not run elsewhere
 	command []string
 
 	mu      sync.Mutex
@@ -70,7 +71,7 @@ type kind struct {
 func start(ctx context.Context, k kind) (*Server, error) {
 	const tries = 10
 	for try := 1; ; try++ {
-		port, err := freePort(ctx)
+		port, err := FreePort(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("servertest: start %s: %w", k.name, err)
 		}
@@ -98,9 +99,9 @@ func start(ctx context.Context, k kind) (*Server, error) {
 	}
 }
 
-// freePort chooses a port below those that systems give to outgoing connections. A port among those could be taken by
+// FreePort chooses a port below those that systems give to outgoing connections. A port among those could be taken by
 // any client while the server is down, also by one that tries to reach it: it may connect to itself.
-func freePort(ctx context.Context) (int, error) {
+func FreePort(ctx context.Context) (int, error) {
 	const first, last = 20000, 32767
 	for range 100 {
 		if port := first + rand.IntN(last-first+1); isFree(ctx, port) {
@@ -164,11 +165,11 @@ func (s *Server) launch(ctx context.Context) error {
 }
 
 // Private tells whether the server is ours: only then can it be paused, crashed and restarted.
-func (s *Server) Private() bool { return s.guard != nil }
+func (s *Server) Private() bool { return s.guard != nil || s.remote != nil }
 
 // Pause stops the server's process: it keeps its connections and answers nothing until Resume.
 func (s *Server) Pause(ctx context.Context) error {
-	return s.do(ctx, "pause", func(run *process) error {
+	return s.do(ctx, "pause", Remote.Pause, func(run *process) error {
 		if s.paused {
 			return nil
 		}
@@ -180,7 +181,7 @@ func (s *Server) Pause(ctx context.Context) error {
 
 // Resume lets a paused server go on.
 func (s *Server) Resume(ctx context.Context) error {
-	return s.do(ctx, "resume", func(run *process) error {
+	return s.do(ctx, "resume", Remote.Resume, func(run *process) error {
 		s.paused = false
 		return run.resume()
 	})
@@ -188,7 +189,7 @@ func (s *Server) Resume(ctx context.Context) error {
 
 // Crash kills the server with SIGKILL, and starts it again with its data.
 func (s *Server) Crash(ctx context.Context) error {
-	return s.do(ctx, "crash", func(run *process) error {
+	return s.do(ctx, "crash", Remote.Crash, func(run *process) error {
 		if err := run.kill(); err != nil {
 			return err
 		}
@@ -198,7 +199,7 @@ func (s *Server) Crash(ctx context.Context) error {
 
 // Wipe kills the server with SIGKILL, and starts it again without any data.
 func (s *Server) Wipe(ctx context.Context) error {
-	return s.do(ctx, "wipe", func(run *process) error {
+	return s.do(ctx, "wipe", Remote.Wipe, func(run *process) error {
 		if err := run.kill(); err != nil {
 			return err
 		}
@@ -211,7 +212,7 @@ func (s *Server) Wipe(ctx context.Context) error {
 
 // Restart stops the server in its own way, and starts it again with its data.
 func (s *Server) Restart(ctx context.Context) error {
-	return s.do(ctx, "restart", func(run *process) error {
+	return s.do(ctx, "restart", Remote.Restart, func(run *process) error {
 		stopCtx, cancel := context.WithTimeout(ctx, startTimeout)
 		defer cancel()
 		if err := run.stop(stopCtx); err != nil {
@@ -223,12 +224,12 @@ func (s *Server) Restart(ctx context.Context) error {
 
 // Kill kills the server with SIGKILL; it stays down until Start.
 func (s *Server) Kill(ctx context.Context) error {
-	return s.do(ctx, "kill", (*process).kill)
+	return s.do(ctx, "kill", Remote.Kill, (*process).kill)
 }
 
 // Start starts a server again that was killed or has ended, with its data.
 func (s *Server) Start(ctx context.Context) error {
-	return s.do(ctx, "start", func(run *process) error {
+	return s.do(ctx, "start", Remote.Start, func(run *process) error {
 		if !run.ended() {
 			return errors.New("it is running")
 		}
@@ -237,7 +238,7 @@ func (s *Server) Start(ctx context.Context) error {
 }
 
 // do does what needs a private server that was not stopped.
-func (s *Server) do(ctx context.Context, op string, action func(*process) error) error {
+func (s *Server) do(ctx context.Context, op string, remotely func(Remote, context.Context) error, action func(*process) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var err error
@@ -246,10 +247,12 @@ func (s *Server) do(ctx context.Context, op string, action func(*process) error)
 		err = fmt.Errorf("it is not ours: unset LOCKER_TEST_%s to get a private one: %w", strings.ToUpper(s.kind.name), errors.ErrUnsupported)
 	case s.stopped:
 		err = errors.New("it was stopped")
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case s.remote != nil:
+		err = remotely(s.remote, ctx)
 	default:
-		if err = ctx.Err(); err == nil {
-			err = action(s.current)
-		}
+		err = action(s.current)
 	}
 	if err != nil {
 		return s.fail(op, err)
@@ -263,13 +266,20 @@ func (s *Server) fail(op string, err error) error {
 
 // Log returns the last lines that a private server wrote, for failed tests.
 func (s *Server) Log() string {
-	if !s.Private() {
+	switch {
+	case !s.Private():
 		return ""
+	case s.remote != nil:
+		return lastWords([]byte(s.remote.Log()))
 	}
 	log, err := os.ReadFile(s.guard.logFile())
 	if err != nil {
 		return err.Error()
 	}
+	return lastWords(log)
+}
+
+func lastWords(log []byte) string {
 	const most = 2000
 	if len(log) > most {
 		log = log[len(log)-most:]
@@ -285,6 +295,12 @@ func (s *Server) Stop() error {
 		return nil
 	}
 	s.stopped = true
+	if s.remote != nil {
+		if err := s.remote.Stop(); err != nil {
+			return s.fail("stop", err)
+		}
+		return nil
+	}
 	err := s.guard.close()
 	if s.current != nil {
 		<-s.current.done

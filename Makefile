@@ -2,13 +2,13 @@
 # their own, so that they raise no version in go.mod, and are built into bin/.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench torture model update
+.PHONY: help setup test check images bench torture model update
 
 # What a test may not skip (see internal/servertest).
 export LOCKER_TEST_REQUIRE ?= redis,etcd,postgres
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: bin/etcd ## install what the tests need (Debian, Ubuntu; elsewhere it says what to install)
 	@set -e; \
@@ -35,6 +35,14 @@ check: bin/golangci-lint ## lint, check the format and go.mod
 	go vet ./...
 	go mod tidy -diff
 
+images: ## make images of servers where none can be pulled (Debian, Ubuntu): all, or IMAGES="redis:7.0 …"
+	@set -e; \
+	if command -v mmdebstrap >/dev/null || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" -ne 0 ]; then sudo=sudo; fi; \
+	$$sudo apt-get update -q; \
+	$$sudo DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends mmdebstrap
+	go -C containers run . images $(IMAGES)
+
 bench: setup ## compare with other libraries, on private servers, in one run
 	go -C bench run .
 
@@ -49,7 +57,7 @@ update: ## write the golden files (testdata/, docs/command.md) anew; review the 
 	go test ./cmd/locker -count=1 -run '^TestDocument$$' -update
 
 bin/etcd: tools/etcd/go.mod tools/etcd/go.sum
-	go build -C tools/etcd -o $(CURDIR)/bin/etcd go.etcd.io/etcd/server/v3
+	CGO_ENABLED=0 go build -C tools/etcd -o $(CURDIR)/bin/etcd go.etcd.io/etcd/server/v3
 	@touch $@
 
 bin/golangci-lint: tools/go.mod tools/go.sum

@@ -1,0 +1,3 @@
+module github.com/fec20105/locker/containers
+
+go 1.26.0

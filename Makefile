@@ -2,7 +2,7 @@
 # their own, so that they raise no version in go.mod, and are built into bin/.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check images bench torture model update
+.PHONY: help setup test check images mmdebstrap test-containers test-matrix bench torture model update
 
 # What a test may not skip (see internal/servertest).
 export LOCKER_TEST_REQUIRE ?= redis,etcd,postgres
@@ -35,13 +35,22 @@ check: bin/golangci-lint ## lint, check the format and go.mod
 	go vet ./...
 	go mod tidy -diff
 
-images: ## make images of servers where none can be pulled (Debian, Ubuntu): all, or IMAGES="redis:7.0 …"
+images: mmdebstrap ## make images of servers where none can be pulled (Debian, Ubuntu): all, or IMAGES="redis:7.0 …"
+	go -C containers run . images $(IMAGES)
+
+mmdebstrap:
 	@set -e; \
 	if command -v mmdebstrap >/dev/null || ! command -v apt-get >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" -ne 0 ]; then sudo=sudo; fi; \
 	$$sudo apt-get update -q; \
 	$$sudo DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends mmdebstrap
-	go -C containers run . images $(IMAGES)
+
+test-containers: ## run the tests in containers, on the images that LOCKER_TEST_{REDIS,ETCD,POSTGRES}_IMAGE name, or usual ones
+	go -C containers run . images usual || $(MAKE) images IMAGES=usual
+	LOCKER_TEST_REQUIRE=containers go -C containers test -count=1 -timeout 30m .
+
+test-matrix: mmdebstrap ## run them on every version that can be had, and write docs/tested-versions.md; or on VERSIONS="redis:8 …"
+	go -C containers run . matrix $(VERSIONS)
 
 bench: setup ## compare with other libraries, on private servers, in one run
 	go -C bench run .

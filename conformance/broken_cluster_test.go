@@ -23,6 +23,7 @@ type group struct {
 	minor  *membackend.Store // what members that are alone grant, if they are so broken
 	down   [3]bool
 	paused [3]bool
+	alone  [3]bool // cut off from the others
 	leader int
 }
 
@@ -33,6 +34,7 @@ type groupFault struct {
 	forgetsWhenMoved  bool // a new leader begins without locks
 	forgetsInCrash    bool // the same, but only if the old one was killed
 	forgetsInPause    bool // or stood still
+	forgetsCutOff     bool // or was cut off from the others
 	servesAlone       bool // a minority grants what it does not know to be held
 }
 
@@ -45,7 +47,7 @@ func (g *group) change(set func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	set()
-	for i := 0; i < 3 && (g.down[g.leader] || g.paused[g.leader]); i++ {
+	for i := 0; i < 3 && (g.down[g.leader] || g.paused[g.leader] || g.alone[g.leader]); i++ {
 		g.leader = (g.leader + 1) % 3
 	}
 }
@@ -96,6 +98,14 @@ func (g *group) cluster() Cluster {
 			})
 			return nil
 		},
+		Isolate: func(_ context.Context, i int) error {
+			g.change(func() {
+				g.forget(g.broken.forgetsCutOff && g.leader == i)
+				g.alone[i] = true
+			})
+			return nil
+		},
+		Rejoin:   func(_ context.Context, i int) error { g.change(func() { g.alone[i] = false }); return nil },
 		Election: 100 * time.Millisecond,
 	}
 }
@@ -110,7 +120,7 @@ func (g *group) serving() (*membackend.Store, error) {
 	g.mu.Lock()
 	up := 0
 	for i := range g.down {
-		if !g.down[i] && !g.paused[i] {
+		if !g.down[i] && !g.paused[i] && !g.alone[i] {
 			up++
 		}
 	}
@@ -183,12 +193,13 @@ func groupHarness(broken groupFault) Harness {
 
 // brokenClusters are the rows for clusters, each with a fault that it must find.
 var brokenClusters = map[string]groupFault{
-	"member-down":   {forgetsWithMember: true},
-	"member-paused": {asksThePaused: true},
-	"leader-moved":  {forgetsWhenMoved: true},
-	"leader-crash":  {forgetsInCrash: true},
-	"leader-paused": {forgetsInPause: true},
-	"majority-down": {servesAlone: true},
+	"member-down":     {forgetsWithMember: true},
+	"member-paused":   {asksThePaused: true},
+	"leader-moved":    {forgetsWhenMoved: true},
+	"leader-crash":    {forgetsInCrash: true},
+	"leader-paused":   {forgetsInPause: true},
+	"leader-isolated": {forgetsCutOff: true},
+	"majority-down":   {servesAlone: true},
 }
 
 // TestBrokenClusters runs each row for clusters on a cluster that is broken, on which it must fail, and on one that is not.

@@ -44,6 +44,7 @@ const (
 	needLeader
 	needMoveLeader
 	needMajority
+	needIsolate
 )
 
 // missing names what row r needs and h does not have.
@@ -66,6 +67,7 @@ func (h Harness) missing(needs need) []string {
 		{needLeader, "Cluster.Leader", h.Cluster.Leader == nil},
 		{needMoveLeader, "Cluster.MoveLeader", h.Cluster.MoveLeader == nil},
 		{needMajority, "Cluster whose members grant locks only together", h.Cluster.Asynchronous},
+		{needIsolate, "Cluster.Isolate and Cluster.Rejoin", h.Cluster.Isolate == nil || h.Cluster.Rejoin == nil},
 	} {
 		if needs&part.need != 0 && part.absent {
 			names = append(names, part.name)

@@ -15,6 +15,9 @@ type Cluster struct {
 	MoveLeader func(context.Context) error
 	// Asynchronous says that the leader grants locks alone, and that others copy them later: no majority is needed then.
 	Asynchronous bool
+	// Isolate cuts a member off from the others, and not from clients: it does what it can alone. Rejoin undoes it.
+	// Leave them out where the network cannot be parted, and where only tokens protect from a leader that is cut off.
+	Isolate, Rejoin func(ctx context.Context, member int) error
 	// Election is how long the members take at most until another one leads after the leader has failed.
 	Election time.Duration
 }

@@ -15,6 +15,7 @@ func allRows() []row {
 		workRows,
 		restartRows,
 		clusterRows,
+		isolatedRows,
 		lateRows,
 		deadWaiterRows,
 		fencingRows,

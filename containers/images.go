@@ -25,6 +25,9 @@ var postgresScript string
 
 // makeImages makes the images that are not there yet: those of the versions named, or all that can be made.
 func makeImages(ctx context.Context, names []string) error {
+	if len(names) == 1 && names[0] == "usual" {
+		return getUsual(ctx)
+	}
 	var wanted []version
 	for _, v := range versions {
 		if v.pull == "" && (len(names) == 0 || slices.Contains(names, v.name())) {
@@ -46,6 +49,23 @@ func makeImages(ctx context.Context, names []string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// getUsual pulls the images that the tests take when no variable names others, or makes theirs.
+func getUsual(ctx context.Context) error {
+	for _, image := range usual {
+		if _, err := output(ctx, "docker", "image", "inspect", image.pull); err == nil {
+			continue
+		}
+		if _, err := output(ctx, "docker", "pull", "--quiet", image.pull); err == nil {
+			say("%s is pulled", image.pull)
+			continue
+		}
+		if err := makeImages(ctx, []string{image.made}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // make makes the image, if it is not there.

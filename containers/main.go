@@ -2,11 +2,13 @@
 // on real servers in containers, in versions that no single machine has, and cut networks that only containers have.
 //
 //	go run . images [redis:7.0 …]     makes images where none can be pulled
+//	go run . images usual             pulls the images that the tests usually take, or makes theirs
 //	go run . matrix [redis:7.0 …]     runs the tests on each version, and writes docs/tested-versions.md
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -23,8 +25,11 @@ func main() {
 func run(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(args) > 0 && args[0] == "images" {
+	switch {
+	case len(args) > 0 && args[0] == "images":
 		return makeImages(ctx, args[1:])
+	case len(args) > 0 && args[0] == "matrix":
+		return runMatrix(ctx, args[1:])
 	}
-	return fmt.Errorf("usage: go run . images|matrix [version…]")
+	return errors.New("usage: go run . images|matrix [version…]")
 }

@@ -38,6 +38,14 @@ var versions = []version{
 	{server: "postgres", number: "18", release: "sid", pkg: "postgresql-18"},
 }
 
+// usual are the versions that the tests run on when no variable names an image: the current official one, or the one that
+// is made where none can be pulled.
+var usual = map[string]struct{ pull, made string }{
+	"redis":    {"redis:8", "redis:7.0"},
+	"etcd":     {"gcr.io/etcd-development/etcd:v3.7.3", "etcd:3.7"},
+	"postgres": {"postgres:18", "postgres:15"},
+}
+
 // image is what the engine knows it by.
 func (v version) image() string {
 	if v.pull != "" {

@@ -46,10 +46,6 @@ func openConfig(t testing.TB, rawURL string, cfg locker.Config) *pgbackend.Backe
 	return pgtest.Open(t, rawURL, cfg)
 }
 
-func connect(ctx context.Context, server *servertest.Server) (*pgx.Conn, error) {
-	return pgx.Connect(ctx, server.URL)
-}
-
 // collect reads rows of one text.
 func collect(rows pgx.Rows) ([]string, error) { return pgx.CollectRows(rows, pgx.RowTo[string]) }
 

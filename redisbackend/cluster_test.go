@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fec20105/locker"
+	"github.com/fec20105/locker/internal/redistest"
 	"github.com/fec20105/locker/internal/servertest"
 	"github.com/fec20105/locker/redisbackend"
 )
@@ -75,7 +76,7 @@ func TestSlots(t *testing.T) {
 	}
 
 	// A client of go-redis is as good as a URL, and stays open.
-	client := directCluster(t, cluster)
+	client := redistest.DirectCluster(t, cluster)
 	l, err := redisbackend.New(t.Context(), client, redisbackend.Options{Replicas: 1})
 	if err != nil {
 		t.Fatal(err)

@@ -114,8 +114,7 @@ func Harness(tb testing.TB, server *servertest.Server) conformance.Harness {
 			return leftovers(ctx, admin, prefix)
 		},
 		SeedToken: func(ctx context.Context, key string, token uint64) error {
-			state := fmt.Sprintf("%016d %016d %016d %010d 0000 - - ", token, 0, 0, 0)
-			return admin.Set(ctx, prefix+"{"+key+"}", state, time.Hour).Err()
+			return admin.Set(ctx, prefix+"{"+key+"}", released(token), time.Hour).Err()
 		},
 		Artifacts: tb.TempDir(),
 	}
@@ -127,6 +126,12 @@ func Harness(tb testing.TB, server *servertest.Server) conformance.Harness {
 	return h
 }
 
+// released is the state of a free lock that was last granted with this token.
+func released(token uint64) string {
+	return fmt.Sprintf("%016d %016d %016d %010d 0000 - - ", token, 0, 0, 0)
+}
+
+// leftovers lists what begins with a prefix, and what of it never expires.
 func leftovers(ctx context.Context, admin *redis.Client, prefix string) (all, immortal []string, err error) {
 	keys := admin.Scan(ctx, 0, prefix+"*", 1000).Iterator()
 	for keys.Next(ctx) {

@@ -25,7 +25,7 @@ func comesFrom(member int) string { return "127.0.1." + strconv.Itoa(member+1) }
 
 // door opens one to a member that listens at a port, and returns the port at which the others find it.
 func (b *bus) door(ctx context.Context, member, port int) (int, error) {
-	found, err := freePort(ctx)
+	found, err := FreePort(ctx)
 	if err != nil {
 		return 0, err
 	}

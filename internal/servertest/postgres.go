@@ -177,13 +177,13 @@ func readyAtSocket(ctx context.Context, folder string) error {
 	if err != nil || len(sockets) != 1 {
 		return errors.Join(err, fmt.Errorf("it has %d sockets yet", len(sockets)))
 	}
-	return pingPostgres(ctx, sockets[0])
+	return pingPostgres(ctx, "unix", sockets[0])
 }
 
-// pingPostgres logs in over the unix socket in the server's own folder: whoever answers there is the server that was
+// pingPostgres logs in, for a process over the unix socket in the server's own folder: whoever answers there is the server that was
 // started, and has its port open too, because it opens that before.
-func pingPostgres(ctx context.Context, socket string) error {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+func pingPostgres(ctx context.Context, network, addr string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func StartRedis(ctx context.Context, opts RedisOptions) (*Server, error) {
 			return command, cert.write(certFile(folder), keyFile(folder))
 		},
 		ready: func(ctx context.Context, folder string) error {
-			return pingRedis(ctx, redisSocket(folder), opts.Password)
+			return pingRedis(ctx, "unix", redisSocket(folder), opts.Password)
 		},
 	})
 	if err != nil {
@@ -95,10 +95,10 @@ func redisArgs(folder string, port int, opts RedisOptions) []string {
 	return append(args, opts.Args...)
 }
 
-// pingRedis asks over the unix socket in the server's own folder: whoever answers there is the server that was started,
+// pingRedis asks, for a process over the unix socket in the server's own folder: whoever answers there is the server that was started,
 // and has all its other ports open, because it opens them before and ends if it cannot.
-func pingRedis(ctx context.Context, socket, password string) error {
-	_, err := askRedis(ctx, "unix", socket, password, "PING")
+func pingRedis(ctx context.Context, network, addr, password string) error {
+	_, err := askRedis(ctx, network, addr, password, "PING")
 	// Other errors are those of a server that works as it was told to, for example as a replica without its primary.
 	var refusal redisError
 	if errors.As(err, &refusal) && !strings.HasPrefix(refusal.Error(), "LOADING") {

@@ -48,7 +48,7 @@ func StartRedisCluster(ctx context.Context, password string) (*RedisCluster, err
 	var all sync.WaitGroup
 	for i := range c.Members {
 		all.Go(func() {
-			port, err := freePort(ctx)
+			port, err := FreePort(ctx)
 			if err == nil {
 				c.doors[i], err = c.bus.door(ctx, i, port)
 			}

@@ -21,3 +21,14 @@ type Remote interface {
 func NewRemote(name, rawURL, addr string, remote Remote) *Server {
 	return &Server{URL: rawURL, Addr: addr, kind: kind{name: name}, remote: remote}
 }
+
+// RedisServes answers nil once a Redis without a password serves clients at host:port.
+func RedisServes(ctx context.Context, addr string) error { return pingRedis(ctx, "tcp", addr, "") }
+
+// EtcdServes answers nil once an etcd serves clients at host:port, and knows a leader.
+func EtcdServes(ctx context.Context, addr string) error {
+	return (&etcdAPI{scheme: "http", addr: addr}).healthy(ctx)
+}
+
+// PostgresServes answers nil once a PostgreSQL serves clients at host:port.
+func PostgresServes(ctx context.Context, addr string) error { return pingPostgres(ctx, "tcp", addr) }

@@ -109,7 +109,7 @@ func startConfigured(ctx context.Context, program, password string, config func(
 		return command, os.WriteFile(file, []byte(text), 0o600)
 	}
 	k.ready = func(ctx context.Context, folder string) error {
-		err := pingRedis(ctx, redisSocket(folder), password)
+		err := pingRedis(ctx, "unix", redisSocket(folder), password)
 		if err == nil && len(args) > 0 { // a Sentinel, which forgets this when it ends
 			_, err = askRedis(ctx, "unix", redisSocket(folder), password, append([]string{"SENTINEL", "DEBUG"}, sentinelTimes...)...)
 		}

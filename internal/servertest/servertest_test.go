@@ -189,7 +189,7 @@ func TestPortTakenMeanwhile(t *testing.T) {
 			}
 			return append([]string{program}, redisArgs(folder, port, RedisOptions{})...), nil
 		},
-		ready: func(ctx context.Context, folder string) error { return pingRedis(ctx, redisSocket(folder), "") },
+		ready: func(ctx context.Context, folder string) error { return pingRedis(ctx, "unix", redisSocket(folder), "") },
 	})
 	if err != nil {
 		t.Fatal(err)

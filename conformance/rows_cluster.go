@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/fec20105/locker"
@@ -337,11 +338,13 @@ func majorityDown(t *trial) {
 		t.Errorf("a minority has granted token %d of a free key", lease.Token)
 	}
 
-	// Members may serve only together.
+	// Members may serve only together. The row waits for those who are not needed any more, too: its end would end their start.
+	var started sync.WaitGroup
 	for _, i := range most[1:] {
-		t.spawn(func() { t.outside("Start of a member", t.Cluster.Members[i].Start) })
+		started.Go(func() { t.outside("Start of a member", t.Cluster.Members[i].Start) })
 		delete(m.down, i)
 	}
+	defer started.Wait()
 	m.start(most[0])
 	next, granted := t.takeOverAnyway(observer, lock, time.Now().Add(t.freedByNext()))
 	t.knew(lock, granted)

@@ -16,7 +16,8 @@ import (
 	"github.com/fec20105/locker/internal/servertest"
 )
 
-// The suites run one after another: each loads the machine with servers, and is about time.
+// The suites run one after another: each loads the machine with servers, and is about time. The other tests, which mostly
+// wait, run together after them.
 
 func TestRedis(t *testing.T) {
 	conformance.Run(t, redistest.Harness(t, startRedis(t, imageOf(t, "redis"))))

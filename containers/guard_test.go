@@ -196,6 +196,7 @@ func child(state string) error {
 
 // TestKilledProgram kills programs that have containers, a network and volumes.
 func TestKilledProgram(t *testing.T) {
+	t.Parallel()
 	image := imageOf(t, "redis")
 	docker, err := engine()
 	if err != nil {

@@ -80,6 +80,10 @@ func (v version) make(ctx context.Context) error {
 		say("%s is there", v.image())
 		return nil
 	}
+	old, err := output(ctx, "docker", "image", "ls", "-q", v.image())
+	if err != nil {
+		return err
+	}
 	folder, err := os.MkdirTemp("", "locker-image-")
 	if err != nil {
 		return err
@@ -101,6 +105,9 @@ func (v version) make(ctx context.Context) error {
 	}
 	if _, err := output(ctx, "docker", append(args, archive, v.image())...); err != nil {
 		return err
+	}
+	if old != "" {
+		_, _ = output(ctx, "docker", "image", "rm", old) // it stays as long as a container is made of it
 	}
 	say("%s is made, in %v", v.image(), time.Since(began).Round(time.Second))
 	return nil
@@ -135,12 +142,10 @@ rm -rf usr/lib/postgresql/*/lib/bitcode usr/lib/postgresql/*/lib/llvmjit*
 mkdir -p -m 1777 tmp
 `
 
-// account gives PostgreSQL, which refuses to be run by root, an account and folders of its own.
+// account gives PostgreSQL, which refuses to be run by root, an account and a folder of its own.
 const account = `echo "postgres:x:70:70::/:/bin/sh" >etc/passwd
-mkdir -p var/lib/postgresql/data run/postgresql
-rm -rf var/run
-ln -s ../run var/run
-chown 70:70 var/lib/postgresql/data run/postgresql
+mkdir -p var/lib/postgresql/data
+chown 70:70 var/lib/postgresql var/lib/postgresql/data
 chmod 700 var/lib/postgresql/data
 ln -sf dash usr/bin/sh
 `

@@ -57,6 +57,7 @@ func open(t *testing.T, rawURL string, cfg locker.Config) locker.Locker {
 
 // TestRedlockMinority is about a client that reaches two of five servers. All of them work, and others reach them all.
 func TestRedlockMinority(t *testing.T) {
+	t.Parallel()
 	group := startRedlock(t, 5)
 	const prefix = "minority:"
 	redistest.Remember(t, group, prefix)
@@ -66,6 +67,7 @@ func TestRedlockMinority(t *testing.T) {
 
 // TestEtcdMinority is about a client that reaches nobody but the leader, which the other members do not reach any more.
 func TestEtcdMinority(t *testing.T) {
+	t.Parallel()
 	cluster := startEtcdCluster(t)
 	leader, err := cluster.Leader(t.Context())
 	if err != nil {

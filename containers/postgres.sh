@@ -5,7 +5,7 @@ set -e
 bin=$(echo /usr/lib/postgresql/*/bin)
 data=/var/lib/postgresql/data
 if [ ! -e "$data/PG_VERSION" ]; then
-	"$bin/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C --no-sync --no-instructions
+	"$bin/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C --no-sync
 	echo "host all all all trust" >>"$data/pg_hba.conf"
 fi
-exec "$bin/postgres" -D "$data" "$@"
+exec "$bin/postgres" -D "$data" -c 'listen_addresses=*' -c unix_socket_directories=/var/lib/postgresql "$@"

@@ -144,9 +144,8 @@ mkdir -p -m 1777 tmp
 
 // account gives PostgreSQL, which refuses to be run by root, an account and a folder of its own.
 const account = `echo "postgres:x:70:70::/:/bin/sh" >etc/passwd
-mkdir -p var/lib/postgresql/data
-chown 70:70 var/lib/postgresql var/lib/postgresql/data
-chmod 700 var/lib/postgresql/data
+mkdir -p var/lib/postgresql
+chown 70:70 var/lib/postgresql
 ln -sf dash usr/bin/sh
 `
 

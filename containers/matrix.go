@@ -152,7 +152,10 @@ type counts struct {
 }
 
 func (c counts) text(test string, err error) string {
-	test, _, _ = strings.Cut(test, "/")
+	test, refused, _ := strings.Cut(test, "/")
+	if refused != "" && err == nil {
+		return "it is refused, as too old"
+	}
 	words := []string{test}
 	switch rows := c.passed + c.skipped + c.failed; {
 	case err != nil && len(c.names) > 0:

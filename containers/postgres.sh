@@ -3,7 +3,7 @@
 # takes the server's own arguments.
 set -e
 bin=$(echo /usr/lib/postgresql/*/bin)
-data=/var/lib/postgresql/data
+data=${PGDATA:-/var/lib/postgresql/data}
 if [ ! -e "$data/PG_VERSION" ]; then
 	"$bin/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C --no-sync
 	echo "host all all all trust" >>"$data/pg_hba.conf"

@@ -69,7 +69,7 @@ func redisRecipe(image string) recipe {
 // postgresRecipe makes a PostgreSQL that is set up like that of servertest.
 func postgresRecipe(image string) recipe {
 	return recipe{
-		name: "postgres", image: image, port: "5432/tcp", data: "/var/lib/postgresql/data", polite: "INT", serves: servertest.PostgresServes,
+		name: "postgres", image: image, port: "5432/tcp", data: "/var/lib/postgresql", polite: "INT", serves: servertest.PostgresServes,
 		run: func(ctx context.Context, image string, opts ...testcontainers.ContainerCustomizer) (testcontainers.Container, error) {
 			c, err := postgres.Run(ctx, image, opts...)
 			if c == nil {
@@ -79,7 +79,8 @@ func postgresRecipe(image string) recipe {
 		},
 		opts: []testcontainers.ContainerCustomizer{
 			testcontainers.WithEnv(map[string]string{
-				"POSTGRES_USER": "postgres", "POSTGRES_DB": "postgres", "POSTGRES_HOST_AUTH_METHOD": "trust", "PGDATA": "/var/lib/postgresql/data",
+				"POSTGRES_USER": "postgres", "POSTGRES_DB": "postgres", "POSTGRES_HOST_AUTH_METHOD": "trust",
+				"PGDATA": "/var/lib/postgresql/locker", // a folder that no official image has plans for
 			}),
 			testcontainers.WithCmd("-c", "max_connections=500", "-c", "shared_buffers=32MB", "-c", "fsync=off"),
 		},

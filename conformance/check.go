@@ -23,7 +23,8 @@ type row struct {
 	name   string // stable: people quote it
 	clause string // of the contract: what must be true, printed when it is not
 	needs  need   // what the harness must offer
-	alone  bool   // hurts the server or keeps the processors busy: runs by itself, after the others
+	alone  bool   // keeps the processors busy: runs by itself, after those that bear company
+	hurts  bool   // hurts the server: runs by itself, after all others
 	long   bool   // takes several TTLs: begins before the others
 	run    func(t *trial)
 }
@@ -136,14 +137,19 @@ func Check(ctx context.Context, h Harness, report func(Result)) error {
 // in working.
 const atOnce = 16
 
-// schedule calls run for each row, and returns when all are done: first those that bear company, so many at a time, then
-// the others.
+// schedule calls run for each row, and returns when all are done.
 func schedule(rows []row, atOnce int, run func(row)) {
+	work(rows, atOnce, run)
+	hurt(rows, run)
+}
+
+// work runs the rows that hurt no server: first those that bear company, so many at a time, then the others.
+func work(rows []row, atOnce int, run func(row)) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
 	for _, long := range []bool{true, false} {
 		for _, r := range rows {
-			if !r.alone && r.long == long {
+			if !r.alone && !r.hurts && r.long == long {
 				slots <- struct{}{}
 				wg.Go(func() {
 					defer func() { <-slots }()
@@ -155,6 +161,15 @@ func schedule(rows []row, atOnce int, run func(row)) {
 	wg.Wait()
 	for _, r := range rows {
 		if r.alone {
+			run(r)
+		}
+	}
+}
+
+// hurt runs those that hurt the server, and wait most of the time for what comes of it.
+func hurt(rows []row, run func(row)) {
+	for _, r := range rows {
+		if r.hurts {
 			run(r)
 		}
 	}

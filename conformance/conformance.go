@@ -17,6 +17,7 @@ package conformance
 import (
 	"context"
 	"os/exec"
+	"sync"
 	"time"
 
 	"github.com/fec20105/locker"
@@ -98,7 +99,7 @@ func Run[T TestingT[T]](t T, h Harness) {
 
 func runRowsAsTests[T TestingT[T]](t T, s *suite, rows []row) {
 	t.Helper()
-	schedule(rows, s.AtOnce, func(r row) {
+	run := func(r row) {
 		t.Run(r.name, func(t T) {
 			switch result := s.run(t.Context(), r); result.Outcome {
 			case Failed:
@@ -111,5 +112,14 @@ func runRowsAsTests[T TestingT[T]](t T, s *suite, rows []row) {
 				}
 			}
 		})
-	})
+	}
+	func() {
+		working.Lock()
+		defer working.Unlock()
+		work(rows, s.AtOnce, run)
+	}()
+	hurt(rows, run)
 }
+
+// working is held by the one suite of this test program that keeps the processors busy. Others may hurt their servers meanwhile.
+var working sync.Mutex

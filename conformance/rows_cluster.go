@@ -15,21 +15,21 @@ var clusterRows = []row{
 		clause: "A cluster that loses one of its members, who does not lead, keeps its locks: they are renewed and " +
 			"excluded, and others are granted and released.",
 		needs: needCluster,
-		alone: true,
+		hurts: true,
 		run:   memberDown,
 	},
 	{
 		name:   "member-paused",
 		clause: "A member that accepts everything and answers nothing costs no lock, and no more than a moment of a call.",
 		needs:  needCluster,
-		alone:  true,
+		hurts:  true,
 		run:    memberPaused,
 	},
 	{
 		name:   "leader-moved",
 		clause: "When another member takes over in good order, locks stay held and tokens go on growing.",
 		needs:  needCluster | needLeader | needMoveLeader,
-		alone:  true,
+		hurts:  true,
 		run:    leaderMoved,
 	},
 	{
@@ -37,7 +37,7 @@ var clusterRows = []row{
 		clause: "When the leader is killed, a lock with more trust left than an election takes stays held, and one that " +
 			"nobody renews is told lost before another can be granted it: at the latest by twice its TTL and an election.",
 		needs: needCluster | needLeader,
-		alone: true,
+		hurts: true,
 		run:   leaderCrash,
 	},
 	{
@@ -46,7 +46,7 @@ var clusterRows = []row{
 			"gives away: the work is told before another can be granted the lock; where EarlyFree says failover, by the " +
 			"next heartbeat.",
 		needs: needCluster | needLeader,
-		alone: true,
+		hurts: true,
 		run:   leaderPaused,
 	},
 	{
@@ -54,7 +54,7 @@ var clusterRows = []row{
 		clause: "With no majority nothing is granted and nothing extended: the work is told by the deadline, and " +
 			"another is granted the lock only after that, when the members are back.",
 		needs: needCluster | needMajority,
-		alone: true,
+		hurts: true,
 		run:   majorityDown,
 	},
 }

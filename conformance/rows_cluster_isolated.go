@@ -14,7 +14,7 @@ var isolatedRows = []row{
 			"successor gives away: the work is told before another can be granted the lock, and who has trust left for " +
 			"an election goes on with the successor.",
 		needs: needCluster | needLeader | needIsolate,
-		alone: true,
+		hurts: true,
 		run:   leaderIsolated,
 	},
 }

@@ -27,7 +27,7 @@ var fencingRows = []row{
 	{
 		name:   "token-survives-crash",
 		clause: "Tokens still grow over the events that Capabilities.Fencing names.",
-		alone:  true,
+		hurts:  true,
 		run:    tokenSurvivesCrash,
 	},
 	{

@@ -13,7 +13,7 @@ var restartRows = []row{
 		clause: "The work is told before a server that stands still and goes on later can give the lock to " +
 			"somebody else; a shorter pause costs nothing.",
 		needs: needPause,
-		alone: true,
+		hurts: true,
 		run:   serverPause,
 	},
 	{
@@ -21,7 +21,7 @@ var restartRows = []row{
 		clause: "A server that is killed and comes back with its data is a short outage, or an eviction where " +
 			"EarlyFree says restart; tokens go on growing where Fencing says crash.",
 		needs: needCrash,
-		alone: true,
+		hurts: true,
 		run:   restart,
 	},
 	{
@@ -29,7 +29,7 @@ var restartRows = []row{
 		clause: "When a server comes back without its data its locks are lost by their deadline; tokens go on " +
 			"growing where Fencing says crash.",
 		needs: needWipe,
-		alone: true,
+		hurts: true,
 		run:   restartWithoutData,
 	},
 }

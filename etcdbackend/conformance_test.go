@@ -34,7 +34,7 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, etcdtest.Harness(t, servertest.Etcd(t, servertest.EtcdOptions{Private: true})))
 }
 
-// Not parallel: four servers and two suites at once are too much for a small machine, and leases of 2 s end by themselves.
 func TestConformanceCluster(t *testing.T) {
+	t.Parallel()
 	conformance.Run(t, etcdtest.ClusterHarness(t, servertest.EtcdThree(t)))
 }

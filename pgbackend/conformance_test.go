@@ -38,9 +38,9 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, pgtest.Harness(t, server, ""))
 }
 
-// TestConformanceWithoutDDL is about tokens that come from transactions. It does not run beside the other suite: two of
-// them are more than a small machine does in time.
+// TestConformanceWithoutDDL is about tokens that come from transactions.
 func TestConformanceWithoutDDL(t *testing.T) {
+	t.Parallel()
 	server := servertest.Postgres(t, servertest.PostgresOptions{Private: true})
 	conformance.Run(t, pgtest.Harness(t, server, "&ddl=false"))
 }
@@ -48,6 +48,7 @@ func TestConformanceWithoutDDL(t *testing.T) {
 // TestConformanceBehindPooler is about a pooler that keeps clients on their sessions. The server is not restarted: a pooler has its own
 // ideas of when to try it again.
 func TestConformanceBehindPooler(t *testing.T) {
+	t.Parallel()
 	server := servertest.Postgres(t, servertest.PostgresOptions{Private: true})
 	pooler := servertest.PgBouncer(t, server, "session", "default_pool_size = 400", "max_client_conn = 1000")
 	h := pgtest.HarnessAt(t, server, pooler.URL, "")

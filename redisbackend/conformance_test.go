@@ -41,11 +41,12 @@ func TestRedlockConformance(t *testing.T) {
 	conformance.Run(t, redistest.RedlockHarness(t, servertest.RedisServers(t, 5)))
 }
 
-// The suites on six servers are not parallel: two at once are too much for a small machine.
 func TestSentinelConformance(t *testing.T) {
+	t.Parallel()
 	conformance.Run(t, redistest.SentinelHarness(t, servertest.Sentinel(t, servertest.SentinelOptions{})))
 }
 
 func TestClusterConformance(t *testing.T) {
+	t.Parallel()
 	conformance.Run(t, redistest.ClusterHarness(t, servertest.Cluster(t, "")))
 }

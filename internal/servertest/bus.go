@@ -2,10 +2,12 @@ package servertest
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strconv"
 	"sync"
+	"syscall"
 )
 
 // bus carries what the members of a Redis Cluster tell each other, so that one of them can be cut off. Each member reaches the others
@@ -25,13 +27,17 @@ func comesFrom(member int) string { return "127.0.1." + strconv.Itoa(member+1) }
 
 // door opens one to a member that listens at a port, and returns the port at which the others find it.
 func (b *bus) door(ctx context.Context, member, port int) (int, error) {
-	found, err := FreePort(ctx)
-	if err != nil {
-		return 0, err
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(found)))
-	if err != nil {
-		return 0, err
+	var l net.Listener
+	var found int
+	for l == nil { // somebody else may find the same port
+		var err error
+		if found, err = FreePort(ctx); err != nil {
+			return 0, err
+		}
+		l, err = new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(found)))
+		if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+			return 0, err
+		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -10,7 +10,8 @@ import (
 
 // What ends a call's context, whether Done was asked for before, after or not at all.
 func TestCallContext(t *testing.T) {
-	key := struct{}{}
+	type name string
+	const key name = "key"
 	for _, c := range []struct {
 		name  string
 		end   func(caller, client context.CancelCauseFunc, call *callContext)

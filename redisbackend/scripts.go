@@ -46,6 +46,8 @@ var (
 	redlockLua string
 	//go:embed scripts/redlock_birth.lua
 	redlockBirthLua string
+	//go:embed scripts/redlock_idle.lua
+	redlockIdleLua string
 	//go:embed scripts/redlock_acquire.lua
 	redlockAcquireLua string
 	//go:embed scripts/redlock_raise.lua
@@ -67,7 +69,7 @@ var (
 
 	// Redlock releases, breaks and inspects the votes of each server with the scripts of a lock on one server.
 	redlockBirthScript   = newScript(preludeLua, clockLua, redlockBirthLua)
-	redlockAcquireScript = newScript(preludeLua, clockLua, leaseLua, queueLua, redlockLua, redlockAcquireLua)
+	redlockAcquireScript = newScript(redlockIdleLua, preludeLua, leaseLua, queueLua, redlockLua, redlockAcquireLua)
 	redlockRaiseScript   = newScript(preludeLua, clockLua, leaseLua, redlockRaiseLua)
 	redlockExtendScript  = newScript(preludeLua, clockLua, overwriteLua, leaseLua, redlockExtendLua)
 	redlockRepairScript  = newScript(preludeLua, clockLua, leaseLua, queueLua, redlockLua, redlockRepairLua)

@@ -1,23 +1,5 @@
--- Gives this server's vote to a request, or tells who has it. A request that waits enters the queue, and asks with this
--- script again.
---
--- KEYS   1 state
--- ARGV   1 id   2 attempt, which is also the token that is proposed   3 TTL in microseconds   4 channel   5 label
---        6 marker   7 quarantine in microseconds   8 when the request began to wait, by the servers' time
---        9 "once" does not wait, "poll" has been told to wait; missing: is ready to wait
--- Reply  {time, token}                               the vote; its token is the proposed one or a greater one
---        {time, 0, remaining, position, id, label}   somebody else has it, or, with an empty id, is before
---        {time, -1}                                  the request has been released or withdrawn
---        {time, -2, remaining}                       the server may have forgotten votes, and stays out for so long
---        {time, -3}                                  the server knows nothing, not even since when
-local me, ttl, mode = ARGV[1], ARGV[3], ARGV[9]
-local found = redis.call('MGET', KEYS[1], KEYS[1] .. ':gone:' .. me, ARGV[6])
-local state = found[1]
-local now = clock()
-if found[2] then
-  return {now, -1}
-end
-local silent, born = quarantine(found[3], ARGV[7], now)
+-- Goes on where redlock_idle.lua has not answered.
+local silent, born = quarantine(marker, ARGV[7], now)
 if not silent then
   return {now, -3}
 elseif silent > 0 then

@@ -56,6 +56,7 @@ func TestRedlockIdleDoesAsTheRest(t *testing.T) {
 		"old, but not older than the token": fmt.Sprint("run ", token-quarantine+second/2),
 	}
 	granted := 0
+	markers["old, and somebody waits"] = markers["old"]
 	for name, marker := range markers {
 		for _, mode := range []string{"", "once", "poll"} {
 			for _, gone := range []bool{false, true} {
@@ -75,6 +76,11 @@ func TestRedlockIdleDoesAsTheRest(t *testing.T) {
 						}
 						if gone {
 							pipe.Set(t.Context(), "k:gone:"+me, "done", time.Hour)
+						}
+						if strings.HasSuffix(name, "waits") {
+							first := redis.Z{Score: float64(time.Now().UnixMicro()), Member: "waiter elsewhere"}
+							pipe.ZAdd(t.Context(), "k:order", first)
+							pipe.ZAdd(t.Context(), "k:seen", first)
 						}
 						args := []any{me, token, 15 * second, channel, "label", "marker", quarantine, token}
 						if mode != "" {

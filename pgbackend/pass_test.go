@@ -132,7 +132,7 @@ func TestPassIsCut(t *testing.T) {
 						return nil, err
 					}
 				}
-				_ = c.Conn.Close()
+				_ = c.Close()
 				return nil, net.ErrClosed
 			})
 			eventually(t, "the session was ended in the middle of it ten times", func() bool { return cuts.Load() > 200 })

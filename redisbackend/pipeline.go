@@ -30,7 +30,7 @@ const (
 	maxBatches = 16                    // batches under way, if the client's pool is not smaller
 	maxIdle    = 2                     // goroutines kept for the next calls
 	offerTime  = 20 * time.Microsecond // that a call waits for another to go out with; much less than a round trip
-	firstDelay = 4 * time.Millisecond  // until a third batch is sent beside two slow ones; doubles with each further one
+	firstDelay = 4 * time.Millisecond  // until a third batch is sent beside two slow ones; doubles with each further one, half for a second
 )
 
 // hungAfter is how long a server may answer nothing until it counts as hung.
@@ -58,6 +58,7 @@ type pipeline struct {
 	limit    int              // most batches under way
 	replicas int              // how many must confirm a durable call
 	own      bool             // the client is ours, and obeys the deadline of a ctx
+	ordered  bool             // a second batch waits a moment too, so that the next acquire rarely overtakes a release, and finds the vote free
 	redirect func(*call) bool // takes over a call that this server has not served, if another may; nil if there is no other
 
 	mu       sync.Mutex
@@ -324,8 +325,8 @@ func (p *pipeline) dispatch() {
 	if len(p.queue) == 0 || p.closed || p.active >= p.limit {
 		return // a worker that ends its batch looks here again
 	}
-	if p.active >= 2 {
-		delay := min(firstDelay<<(p.active-2), p.patience/time.Duration(p.limit))
+	if p.active >= 2 || p.active == 1 && p.ordered {
+		delay := min(firstDelay<<p.active>>2, p.patience/time.Duration(p.limit))
 		if wait := delay - time.Since(p.latest); wait > 0 {
 			p.delayed.Reset(wait)
 			return
@@ -353,7 +354,7 @@ func (p *pipeline) serve() {
 			if p.batches++; p.batches == 1 {
 				p.heard = p.latest
 			}
-			ctx, cancel := context.WithTimeout(p.ctx, p.patience)
+			ctx, cancel := p.bounded(p.patience)
 			p.mu.Unlock()
 			p.send(ctx, batch)
 			cancel()
@@ -381,6 +382,14 @@ func (p *pipeline) serve() {
 			return
 		}
 	}
+}
+
+// bounded makes the ctx of a batch. Our own clients need no timer for it.
+func (p *pipeline) bounded(patience time.Duration) (context.Context, context.CancelFunc) {
+	if p.own {
+		return withDeadline{p.ctx, time.Now().Add(patience)}, func() {}
+	}
+	return context.WithTimeout(p.ctx, patience)
 }
 
 // take removes the next batch from the queue. It is called with mu held.

@@ -160,6 +160,43 @@ func TestHungConnectionHoldsNobodyUp(t *testing.T) {
 	}
 }
 
+// In an ordered pipeline a call that comes while another is under way follows it on the same connection, if it is answered soon.
+func TestOrderedCallsDoNotOvertake(t *testing.T) {
+	t.Parallel()
+	b, w := wired(t, true, redis.Options{})
+	p := b.pipeline
+	p.ordered = true
+	begun, answer := make(chan struct{}, 8), make(chan struct{})
+	w.before = func() error {
+		begun <- struct{}{}
+		<-answer
+		return nil
+	}
+	answers := make(chan *call, 2)
+	post := func(key string) *call {
+		c := &call{script: inspectScript, key: key, to: answers, deadline: time.Now().Add(time.Minute)}
+		p.post(c)
+		return c
+	}
+	first := post("locker:{first}")
+	<-begun
+	p.mu.Lock()
+	p.latest = time.Now().Add(time.Minute) // it has just been sent, however slow this test is
+	p.mu.Unlock()
+	second := post("locker:{second}")
+	p.mu.Lock()
+	if p.active != 1 || len(p.queue) != 1 {
+		t.Errorf("%d batches are under way and %d calls wait, want one each", p.active, len(p.queue))
+	}
+	p.mu.Unlock()
+	close(answer)
+	for _, want := range []*call{first, second} {
+		if c := <-answers; c != want || c.err != nil {
+			t.Errorf("%s was answered, %v, want %s", c.key, c.err, want.key)
+		}
+	}
+}
+
 func TestCancelledCallIsNotSent(t *testing.T) {
 	t.Parallel()
 	b, w := wired(t, false, redis.Options{PoolSize: 1})

@@ -158,6 +158,7 @@ func newRedlock(ctx context.Context, settings []*redis.Options, closeDials func(
 		}
 		n.client = redis.NewClient(s)
 		n.pipeline = newPipeline(n.client, true, max(1, min(maxBatches, s.PoolSize-1)), 0)
+		n.pipeline.ordered = true
 		n.notices = newNotices(n.client, r.channel)
 		r.nodes = append(r.nodes, n)
 	}

@@ -61,7 +61,7 @@ func (b *Backend) tooSlow(g *grant, began time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h := g.holder
-	return h != nil && h.made.After(began) && time.Since(h.made) >= g.timer.ttl
+	return h != nil && h.made.After(began) && time.Since(h.made) >= g.timer().ttl
 }
 
 // errSession is matched by the failure of a question whose session ended before it was answered.
@@ -83,8 +83,7 @@ func (b *Backend) request(req locker.Request) (g *grant, mine, free bool, err er
 		return g, false, false, nil
 	}
 	g = &grant{
-		backend: b, req: req, space: spaceOf(b.opts.Prefix, req.Key),
-		timer:    timer{time.Duration(millis(max(req.TTL, minTTL))) * time.Millisecond, req.NoExtend},
+		req: req, space: spaceOf(b.opts.Prefix, req.Key),
 		answered: make(chan struct{}),
 	}
 	e := b.entry(g)
@@ -143,7 +142,7 @@ func (b *Backend) question(ctx context.Context, g *grant, prepared string, done 
 			b.mu.Unlock()
 			return errWithdrawn
 		}
-		h := b.holderFor(g.timer)
+		h := b.holderFor(g.timer())
 		if h != nil {
 			if g.asked = done; b.put(g, h, prepared) {
 				b.mu.Unlock()
@@ -152,7 +151,7 @@ func (b *Backend) question(ctx context.Context, g *grant, prepared string, done 
 			}
 		}
 		b.mu.Unlock()
-		if err := b.openHolder(ctx, g.timer); err != nil {
+		if err := b.openHolder(ctx, g.timer()); err != nil {
 			b.mu.Lock()
 			b.refuse(g, err)
 			b.mu.Unlock()
@@ -254,7 +253,7 @@ func (b *Backend) granted(g *grant) {
 		return
 	}
 	g.state = held
-	g.expiry = time.AfterFunc(max(g.left(), 0), g.expire)
+	g.holder.dueIn(max(g.left(b.clock.Now()), 0))
 	b.answer(g, nil)
 	b.list(b.keys[g.req.Key]) // others may have begun to wait behind it
 }
@@ -314,7 +313,7 @@ func (b *Backend) answer(g *grant, err error) {
 // refuse ends a request that left nothing at the server.
 func (b *Backend) refuse(g *grant, err error) {
 	b.answer(g, err)
-	b.settle(g, nil)
+	b.settle(g, false)
 }
 
 // leave notes that a session which was asked does not hold the lock.
@@ -369,7 +368,7 @@ func (b *Backend) lease(g *grant) locker.Lease {
 	defer b.mu.Unlock()
 	return locker.Lease{
 		Key: g.req.Key, ID: g.req.ID, Holder: g.req.Holder,
-		Token: g.token, TTL: g.timer.ttl, Start: g.start.Mono, State: g,
+		Token: g.token, TTL: g.timer().ttl, Start: g.start.Mono, State: g,
 	}
 }
 

@@ -252,7 +252,7 @@ func (b *Backend) shutdown() {
 	}
 	for _, hs := range b.holders {
 		for _, h := range hs {
-			h.tick.Stop()
+			h.stop()
 		}
 	}
 	b.mu.Unlock()

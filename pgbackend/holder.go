@@ -18,12 +18,15 @@ type timer struct {
 // holder is a session that holds locks. Its fields belong to Backend.mu.
 type holder struct {
 	*session
-	timer  timer
-	made   time.Time           // when it was ready
-	grants map[*grant]struct{} // that it holds, or that it was asked for
-	first  time.Time           // when the first of them came
-	empty  time.Time           // when the last of them went
-	tick   *time.Timer
+	backend *Backend
+	timer   timer
+	made    time.Time           // when it was ready
+	grants  map[*grant]struct{} // that it holds, or that it was asked for
+	first   time.Time           // when the first of them came
+	empty   time.Time           // when the last of them went
+	tick    *time.Timer
+	expiry  *time.Timer // looks for leases whose time is over
+	due     time.Time   // when it does; zero if there are none
 }
 
 // state is where a grant stands.
@@ -40,11 +43,9 @@ const (
 
 // grant is one request from its Acquire to its end. Its fields belong to Backend.mu. There may be many: it is kept small.
 type grant struct {
-	backend *Backend
-	req     locker.Request
-	space   keyspace
-	timer   timer
-	holder  *holder // since it was asked
+	req    locker.Request
+	space  keyspace
+	holder *holder // since it was asked
 
 	state     state
 	sawHeld   bool  // by another, when it was asked for
@@ -52,6 +53,7 @@ type grant struct {
 	expired   bool  // freed because its time was over
 	tried     bool  // a Release was sent
 	leaving   bool  // its release is on its way
+	lost      bool  // when it was over, it had been lost before
 	passes    uint8 // how often the lock was passed on to come here
 
 	asked    chan struct{} // closed when the session has answered; nil if nobody wants to know
@@ -59,13 +61,11 @@ type grant struct {
 	answered chan struct{} // closed, and nil, when Acquire's outcome is known
 	err      error         // that outcome
 
-	token  uint64
-	start  clock.Reading // before the last message was sent that started the server's timer again
-	turn   time.Duration // when the first of those passed it on had been granted it, by the boot clock
-	expiry *time.Timer
+	token uint64
+	start clock.Reading // before the last message was sent that started the server's timer again
+	turn  time.Duration // when the first of those passed it on had been granted it, by the boot clock
 
 	settled chan struct{} // closed when it is over; nil if nobody wants to know
-	verdict error         // of a Release, then
 }
 
 // entry is what this process knows of a key.
@@ -95,6 +95,11 @@ func (b *Backend) tidy(e *entry) {
 	if e.owner == nil && len(e.queue) == 0 && e.server == nil && !e.listed && e.leaving == 0 && b.keys[e.key] == e {
 		delete(b.keys, e.key)
 	}
+}
+
+// timer is what the grant asks of its session.
+func (g *grant) timer() timer {
+	return timer{time.Duration(millis(max(g.req.TTL, minTTL))) * time.Millisecond, g.req.NoExtend}
 }
 
 // accepts tells whether a holder takes one more grant.
@@ -136,6 +141,7 @@ func (b *Backend) openHolder(ctx context.Context, t timer) error {
 			if o.err = err; err == nil {
 				b.holders[t] = append(b.holders[t], h)
 				h.tick = time.AfterFunc(h.period(), h.look(b))
+				h.expiry = time.AfterFunc(forever, h.expire(b))
 				if !h.alive() {
 					b.spawnLocked(func() { b.holderEnded(h) })
 				}
@@ -163,7 +169,7 @@ func (b *Backend) makeHolder(t timer) (*holder, error) {
 		if !b.adopt(s) {
 			return nil, locker.ErrClosed
 		}
-		h := &holder{session: s, timer: t, grants: make(map[*grant]struct{}), empty: time.Now()}
+		h := &holder{session: s, backend: b, timer: t, grants: make(map[*grant]struct{}), empty: time.Now()}
 		s.listen(b.brokenBy(h), func() { b.holderEnded(h) })
 		if err = b.prepareHolder(h); err == nil {
 			h.made = time.Now()
@@ -263,9 +269,7 @@ func (b *Backend) holderEnded(h *holder) {
 	b.mu.Lock()
 	b.remove(h)
 	delete(b.sessions, h.session)
-	if h.tick != nil {
-		h.tick.Stop()
-	}
+	h.stop()
 	var told []func(locker.Reason)
 	for g := range h.grants {
 		switch g.state {
@@ -273,7 +277,6 @@ func (b *Backend) holderEnded(h *holder) {
 			if g.req.Lost != nil {
 				told = append(told, g.req.Lost)
 			}
-			g.stop()
 			fallthrough
 		case asking, freeing:
 			g.state = orphan
@@ -294,11 +297,8 @@ func (b *Backend) holderEnded(h *holder) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for g := range h.grants {
-		verdict := locker.ErrLost
-		if g.tried && !g.timeIsOver() {
-			verdict = nil // a Release was sent, and before the end of its time nothing else frees a lock
-		}
-		b.settle(g, verdict)
+		// If a Release was sent: before the end of its time nothing else frees a lock.
+		b.settle(g, !g.tried || b.timeIsOver(g))
 	}
 }
 
@@ -311,8 +311,8 @@ func (b *Backend) disown(g *grant) {
 	}
 }
 
-// left notes that a release is on its way no more.
-func (b *Backend) left(g *grant) {
+// landed notes that a release is on its way no more.
+func (b *Backend) landed(g *grant) {
 	if g.leaving {
 		e := b.keys[g.req.Key]
 		e.leaving--
@@ -322,14 +322,13 @@ func (b *Backend) left(g *grant) {
 }
 
 // settle ends a grant of which nothing is left at the server.
-func (b *Backend) settle(g *grant, verdict error) {
+func (b *Backend) settle(g *grant, lost bool) {
 	if g.state == over {
 		return
 	}
-	g.stop()
-	g.state, g.verdict = over, verdict
+	g.state, g.lost = over, lost
 	b.disown(g)
-	b.left(g)
+	b.landed(g)
 	if b.requests[g.req.ID] == g {
 		delete(b.requests, g.req.ID)
 	}
@@ -354,24 +353,25 @@ func (g *grant) end() <-chan struct{} {
 	return g.settled
 }
 
-func (g *grant) stop() {
-	if g.expiry != nil {
-		g.expiry.Stop()
+// stop ends what is done now and then. A session that has ended at once had nothing to do yet.
+func (h *holder) stop() {
+	if h.tick != nil {
+		h.tick.Stop()
+		h.expiry.Stop()
 	}
 }
 
 // timeIsOver tells whether the lease's own TTL has passed.
-func (g *grant) timeIsOver() bool {
-	return g.left() <= 0
+func (b *Backend) timeIsOver(g *grant) bool {
+	return g.left(b.clock.Now()) <= 0
 }
 
-func (g *grant) left() time.Duration {
-	return g.timer.ttl - g.backend.clock.Now().Since(g.start.Mono, g.start)
+func (g *grant) left(now clock.Reading) time.Duration {
+	return g.timer().ttl - now.Since(g.start.Mono, g.start)
 }
 
 // free sends the release of a lock. What is sent afterwards on this session finds it free.
 func (b *Backend) free(g *grant) {
-	g.stop()
 	g.state = freeing
 	sql := fmt.Sprintf("SELECT pg_advisory_unlock(%d)", g.space.lock)
 	if g.token > 0 {
@@ -385,11 +385,7 @@ func (b *Backend) free(g *grant) {
 		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		verdict := locker.ErrLost
-		if st.rows[0][0] == "t" && !g.expired {
-			verdict = nil
-		}
-		b.settle(g, verdict)
+		b.settle(g, st.rows[0][0] != "t" || g.expired)
 	})
 	if err == nil {
 		if e := b.keys[g.req.Key]; e != nil && !g.leaving {
@@ -400,22 +396,42 @@ func (b *Backend) free(g *grant) {
 	}
 }
 
-// expire frees a lock whose time is over although its session lives on.
-func (g *grant) expire() {
-	b := g.backend
-	b.mu.Lock()
-	if g.state != held || b.closed {
+const (
+	forever = 100 * 365 * 24 * time.Hour
+	// often is how soon leases are looked for again whose time is over. Each look is at all of a session.
+	often = 5 * time.Millisecond
+)
+
+// expire frees the locks whose time is over although their session lives on. There is one timer for all of a session, because each
+// would cost a tenth of what a lock takes of the heap. A lease that is extended does not set it anew: it looks in vain then.
+func (h *holder) expire(b *Backend) func() {
+	return func() {
+		b.mu.Lock()
+		h.due = time.Time{}
+		next, now := forever, b.clock.Now()
+		for g := range h.grants {
+			if g.state != held || b.closed {
+				continue
+			}
+			if left := g.left(now); left > 0 {
+				next = min(next, left)
+				continue
+			}
+			g.expired = true
+			b.free(g)
+		}
+		if next < forever {
+			h.dueIn(max(next, often))
+		}
 		b.mu.Unlock()
-		return
+		h.flush()
 	}
-	if left := g.left(); left > 0 {
-		g.expiry.Reset(left)
-		b.mu.Unlock()
-		return
+}
+
+// dueIn sets the timer that looks for leases whose time is over, unless it is set for a sooner time.
+func (h *holder) dueIn(d time.Duration) {
+	if due := time.Now().Add(d); h.due.IsZero() || due.Before(h.due) {
+		h.due = due
+		h.expiry.Reset(d)
 	}
-	g.expired = true
-	b.free(g)
-	h := g.holder
-	b.mu.Unlock()
-	h.flush()
 }

@@ -40,7 +40,7 @@ func (b *Backend) offer(g *grant) {
 func (b *Backend) pass(g *grant) bool {
 	e, h := b.keys[g.req.Key], g.holder
 	served := e.listed || e.server != nil && !e.server.opening
-	if len(e.queue) == 0 || served || b.tokens.Load().transactions || e.queue[0].timer != h.timer || !h.accepts() {
+	if len(e.queue) == 0 || served || b.tokens.Load().transactions || e.queue[0].timer() != h.timer || !h.accepts() {
 		return false
 	}
 	next := e.queue[0]
@@ -59,7 +59,6 @@ func (b *Backend) pass(g *grant) bool {
 		if _, err := h.enqueue(sql, func(st *statement) { b.passed(g, next, h, st) }); err != nil {
 			return false
 		}
-		g.stop()
 		g.state = freeing
 		next.turn, next.passes, next.behind = g.turn, g.passes+1, g.behind
 		b.note(next, h)
@@ -82,7 +81,7 @@ func (b *Backend) passed(g, next *grant, h *holder, st *statement) {
 		return
 	case st.err != nil: // holderEnded finds out
 	case st.rows[0][0] != "":
-		b.settle(g, nil)
+		b.settle(g, false)
 	default:
 		_ = h.conn.Close() // the lock is on another session, if anywhere
 		st.err = fmt.Errorf("%w: %s", errSession, poolerCure)

@@ -19,7 +19,7 @@ func (b *Backend) Extend(ctx context.Context, lease locker.Lease) (locker.Lease,
 	}
 	b.mu.Lock()
 	state, h := g.state, g.holder
-	if state == held && g.timeIsOver() {
+	if state == held && b.timeIsOver(g) {
 		state = over
 	}
 	b.mu.Unlock()
@@ -49,7 +49,7 @@ func (b *Backend) Extend(ctx context.Context, lease locker.Lease) (locker.Lease,
 	if st.start.After(g.start.Mono) {
 		g.start = b.at(st.start)
 	}
-	lease.Start, lease.TTL = g.start.Mono, g.timer.ttl
+	lease.Start, lease.TTL = g.start.Mono, g.timer().ttl
 	return lease, nil
 }
 
@@ -102,7 +102,10 @@ func (b *Backend) verdict(ctx context.Context, g *grant) error {
 	if err != nil {
 		return err
 	}
-	return g.verdict
+	if g.lost {
+		return locker.ErrLost
+	}
+	return nil
 }
 
 func (b *Backend) endOf(g *grant) <-chan struct{} {
@@ -150,7 +153,7 @@ func (b *Backend) withdraw(ctx context.Context, lease locker.Lease) error {
 
 // grantOf refuses leases that this Backend has not granted.
 func (b *Backend) grantOf(lease locker.Lease) (*grant, error) {
-	if g, ok := lease.State.(*grant); ok && g.backend == b {
+	if g, ok := lease.State.(*grant); ok && g.holder != nil && g.holder.backend == b {
 		return g, nil
 	}
 	return nil, errors.New("the lease was granted by another Locker: give it back to that one")

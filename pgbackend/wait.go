@@ -80,7 +80,7 @@ func (b *Backend) unqueue(g *grant) {
 	e.queue = slices.DeleteFunc(e.queue, func(other *grant) bool { return other == g })
 	b.answer(g, errWithdrawn)
 	if len(e.queue) > 0 || e.server == nil {
-		b.settle(g, nil)
+		b.settle(g, false)
 		b.tidy(e)
 		return
 	}
@@ -226,7 +226,7 @@ func (w *waiter) serve(e *entry) {
 	defer b.mu.Unlock()
 	e.server = nil
 	for _, g := range w.left {
-		b.settle(g, nil)
+		b.settle(g, false)
 	}
 	w.left = nil
 	b.list(e)
@@ -394,7 +394,7 @@ func (w *waiter) failAll(e *entry, err error) {
 	defer b.mu.Unlock()
 	for _, g := range e.queue {
 		b.answer(g, err)
-		b.settle(g, nil)
+		b.settle(g, false)
 	}
 	e.queue = nil
 }

@@ -164,7 +164,7 @@ func TestHungConnectionHoldsNobodyUp(t *testing.T) {
 func TestOrderedCallsDoNotOvertake(t *testing.T) {
 	t.Parallel()
 	b, w := wired(t, true, redis.Options{})
-	p := b.pipeline
+	p := b.calls.(*pipeline)
 	p.ordered = true
 	begun, answer := make(chan struct{}, 8), make(chan struct{})
 	w.before = func() error {

@@ -62,7 +62,7 @@ func command(ctx context.Context, args []string, out, errs io.Writer) int {
 	url := flags.String("url", "", "torture locks at this `URL`; its server itself is left alone")
 	names := flags.String("backend", "", "torture locks on servers of its own: some of "+backendNames()+"; all, if there is no -url")
 	flags.DurationVar(&s.Time, "time", 20*time.Second, "for how long")
-	flags.Uint64Var(&s.Seed, "seed", 0, "repeat the faults and the load of a run; 0 chooses a seed")
+	flags.Uint64Var(&s.Seed, "seed", 0, "throws the dice for load and faults as in another run, though what they hit depends on the machine; 0 chooses one")
 	flags.IntVar(&s.Processes, "processes", 5, "how many processes use the locks")
 	flags.IntVar(&s.Keys, "keys", 3, "how many locks they use")
 	flags.DurationVar(&s.TTL, "ttl", time.Second, "the TTL of the locks; it is raised to the least of the backend")

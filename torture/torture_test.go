@@ -123,7 +123,7 @@ func TestEnds(t *testing.T) {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
 			out := t.TempDir()
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-backend", "file", "-time", "1m", "-out", out)
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-url", "file://"+t.TempDir(), "-time", "1m", "-out", out)
 			cmd.Env = append(os.Environ(), asProgram+"=1")
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)

@@ -50,7 +50,8 @@ func (b *Backend) connect(ctx context.Context, r role, idle time.Duration) (*ses
 
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if refusedParameter(err) {
-		// A pooler does not know them. The session holds nothing until they are set.
+		// A pooler does not know them, nor does a PostgreSQL that is too old, which check tells. The session holds nothing
+		// until they are set.
 		for param := range params {
 			delete(cfg.RuntimeParams, param)
 		}
@@ -86,7 +87,8 @@ func (b *Backend) connect(ctx context.Context, r role, idle time.Duration) (*ses
 
 func refusedParameter(err error) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && strings.Contains(pgErr.Message, "unsupported startup parameter")
+	const undefined = "42704"
+	return errors.As(err, &pgErr) && (pgErr.Code == undefined || strings.Contains(pgErr.Message, "unsupported startup parameter"))
 }
 
 var errOverridden = errors.New("something between here and the server overrides it")

@@ -101,7 +101,7 @@ type Options struct {
 	// DefaultPrefix. It may not contain spaces or braces.
 	Prefix string
 	// Replicas is how many replicas must confirm every grant and every extension before it counts. With all that a primary
-	// has, the loss of a lock by a failover is told first; see "Sentinel and Cluster". What is not confirmed within two seconds is an
+	// has, the loss of a lock by a failover is told first; see "Sentinel and Cluster". What is not confirmed within a second is an
 	// error, and the lock ends at its deadline if that goes on.
 	Replicas int
 }

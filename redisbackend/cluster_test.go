@@ -2,6 +2,7 @@ package redisbackend_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -41,6 +42,12 @@ func TestWrongClusters(t *testing.T) {
 	addr := cluster.Members[0].Addr
 	refuses(t, "redis+cluster://"+addr, "wants a password")
 	refuses(t, "redis+cluster://:s3cret2@"+addr, "refuses this user or password")
+
+	alone := open(t, "redis://:s3cret@"+addr)
+	eventually(t, "somebody who uses one server of a cluster is told", func() bool {
+		_, err := alone.Acquire(t.Context(), try(rand.Text()))
+		return err != nil && strings.Contains(err.Error(), "write redis+cluster://")
+	})
 
 	// Any one that can be reached is enough, also a replica.
 	l := open(t, "redis+cluster://:s3cret@127.0.0.1:1,"+cluster.Members[5].Addr)

@@ -41,7 +41,7 @@ const hungAfter = minPatience
 const directPatience = 40 * time.Millisecond
 
 // replicaTimeout is how long the server waits for the replicas to confirm.
-const replicaTimeout = 2 * time.Second
+const replicaTimeout = time.Second
 
 // pipeline carries the calls of scripts to the server. Calls that come while others are under way go out together, so
 // that thousands of heartbeats cost a few round trips and not a goroutine each.
@@ -481,14 +481,19 @@ func (p *pipeline) exec(ctx context.Context, batch []*call, eval func(redis.Cmda
 	}
 	_, err := pipe.Exec(ctx)
 	enough := true
+	var unknown error // whether the replicas have confirmed
 	if durable {
-		n, waitErr := confirmed.Int()
-		enough = waitErr == nil && n >= p.replicas
+		var n int
+		n, unknown = confirmed.Int()
+		enough = n >= p.replicas
 	}
 	for i, c := range batch {
 		c.reply, c.err = cmds[i].Result()
-		if c.err == nil && c.reply == nil { // no connection: go-redis leaves the calls as they were
+		switch {
+		case c.err == nil && c.reply == nil: // no connection: go-redis leaves the calls as they were
 			c.err = err
+		case c.err == nil && c.durable: // the answer to the call alone does not count
+			c.err = unknown
 		}
 		c.confirmed = enough
 	}

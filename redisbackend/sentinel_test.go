@@ -57,6 +57,8 @@ func TestWrongSentinels(t *testing.T) {
 	refuses(t, with(func(u *url.URL) { u.Host = silent + ",127.0.0.1:2" }), "did not answer")
 	refuses(t, with(func(u *url.URL) { u.Host = group.Members[0].Addr }), "no Sentinel tells which server is the primary")
 
+	refuses(t, "redis://:s3cret2@"+group.Sentinels[0].Addr, "the server is a Sentinel: write redis+sentinel://")
+
 	// One that can be reached is enough.
 	l := open(t, with(func(u *url.URL) { u.Host = silent + "," + group.Sentinels[1].Addr + ",127.0.0.1:2" }))
 	release(t, l, acquire(t, l, request("k")))
@@ -126,7 +128,7 @@ func TestSentinelFailoverWithWaiters(t *testing.T) {
 			t.Errorf("%s: woken after %v: not by a message", name, took)
 		}
 		release(t, l, last.lease)
-		if err := group.Members[primary].Start(t.Context()); err != nil {
+		if err := errors.Join(group.Members[primary].Start(t.Context()), group.Complete(t.Context())); err != nil {
 			t.Fatal(err)
 		}
 	}

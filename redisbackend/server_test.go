@@ -285,6 +285,37 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+// A replica that confirms late, but in time, costs nothing but that time.
+func TestSlowReplica(t *testing.T) {
+	t.Parallel()
+	primary := start(t, "--repl-diskless-sync-delay", "0")
+	replica := start(t, "--replicaof", strings.ReplaceAll(primary.Addr, ":", " "))
+	admin := direct(t, primary)
+	eventually(t, "the replica is there", func() bool {
+		return strings.Contains(admin.Info(t.Context(), "replication").Val(), "state=online")
+	})
+	l := open(t, primary.URL+"?replicas=1")
+	for range 3 { // so that calls are made directly, without the patience of a worker
+		release(t, l, acquire(t, l, request("k")))
+	}
+	if err := replica.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	resumed := make(chan error, 1)
+	time.AfterFunc(300*time.Millisecond, func() { resumed <- replica.Resume(context.WithoutCancel(t.Context())) })
+	began := time.Now()
+	lease, err := l.Acquire(t.Context(), request("k"))
+	if err != nil || time.Since(began) < 200*time.Millisecond {
+		t.Errorf("acquire with a replica that confirms after 300 ms, after %v: %v", time.Since(began), err)
+	}
+	if err := <-resumed; err != nil {
+		t.Fatal(err)
+	}
+	if err == nil {
+		release(t, l, lease)
+	}
+}
+
 func TestNilClient(t *testing.T) {
 	t.Parallel()
 	for _, client := range []redis.UniversalClient{nil, (*redis.Client)(nil), (*redis.ClusterClient)(nil)} {

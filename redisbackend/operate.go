@@ -60,7 +60,8 @@ func (b *Backend) lostOf(ctx context.Context, keys map[string]string) (ids []str
 // Break implements [locker.Breaker]. The holder is told at once if its link is alive.
 func (b *Backend) Break(ctx context.Context, held locker.Holding) error {
 	c := &call{script: breakScript, key: stateKey(b.prefix, held.Key), args: []any{held.Token}}
-	if err := b.calls.do(ctx, c); err != nil {
+	// By a worker, which does not repeat it after a moment: the second of two would find that the grant is gone.
+	if err := b.calls.queued(ctx, c); err != nil {
 		return b.fail("break", held.Key, err)
 	}
 	if c.reply != int64(1) {

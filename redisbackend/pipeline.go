@@ -175,8 +175,8 @@ func (p *pipeline) offer(ctx context.Context, c *call) bool {
 // quickly. It reports whether there is a result.
 func (p *pipeline) direct(ctx context.Context, c *call) bool {
 	deadline, ok := ctx.Deadline()
-	if ok && time.Until(deadline) < directPatience || ctx.Err() != nil {
-		return false
+	if ok && time.Until(deadline) < directPatience || ctx.Err() != nil || c.durable && p.replicas > 0 {
+		return false // that of replicas takes longer
 	}
 	p.mu.Lock()
 	if p.active > 0 || !p.fast || p.closed {

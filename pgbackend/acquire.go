@@ -119,13 +119,15 @@ func (b *Backend) ownerDecided(ctx context.Context, key string) bool {
 		answered = e.owner.answered
 	}
 	b.mu.Unlock()
-	var pause <-chan time.Time
+	var out <-chan time.Time
 	if answered == nil { // it is on its way out
-		pause = time.After(time.Millisecond)
+		pause := time.NewTimer(time.Millisecond)
+		defer pause.Stop()
+		out = pause.C
 	}
 	select {
 	case <-answered:
-	case <-pause:
+	case <-out:
 	case <-b.ctx.Done():
 	case <-ctx.Done():
 		return false

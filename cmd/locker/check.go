@@ -177,13 +177,15 @@ func forget(ctx context.Context, operator locker.Locker, key string) error {
 	if !ok {
 		return nil
 	}
+	pause := time.NewTicker(100 * time.Millisecond)
+	defer pause.Stop()
 	for {
 		err := server.Forget(ctx, key)
 		if !errors.Is(err, locker.ErrHeld) {
 			return err
 		}
 		select {
-		case <-time.After(100 * time.Millisecond):
+		case <-pause.C:
 		case <-ctx.Done():
 			return err
 		}

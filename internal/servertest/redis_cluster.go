@@ -48,12 +48,20 @@ func StartRedisCluster(ctx context.Context, password string) (*RedisCluster, err
 	var all sync.WaitGroup
 	for i := range c.Members {
 		all.Go(func() {
-			port, err := FreePort(ctx)
-			if err == nil {
-				c.doors[i], err = c.bus.door(ctx, i, port)
-			}
-			if err == nil {
-				c.Members[i], err = startConfigured(ctx, program, password, clusterConfig(password, port, i, c.doors[i]))
+			var err error
+			const tries = 10
+			for try := 1; ; try++ {
+				var port int
+				if port, err = FreePort(ctx); err == nil {
+					c.doors[i], err = c.bus.door(ctx, i, port)
+				}
+				if err == nil {
+					c.Members[i], err = startConfigured(ctx, program, password, clusterConfig(password, port, i, c.doors[i]))
+				}
+				// Between the choice of the port and the server's own listening somebody else may have taken it.
+				if err == nil || isFree(ctx, port) || try == tries {
+					break
+				}
 			}
 			errs[i] = err
 		})

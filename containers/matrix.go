@@ -241,7 +241,7 @@ func writeDocument(ctx context.Context, lines map[string]string) error {
 	for _, v := range versions {
 		line, ok := lines[v.name()]
 		if !ok {
-			line = fmt.Sprintf("| %s | %s | - | **not run** | - |", v.name(), v.source())
+			line = fmt.Sprintf("| %s | %s | - | no result yet | - |", v.name(), v.source())
 		}
 		text += line + "\n"
 	}

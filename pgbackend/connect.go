@@ -100,6 +100,9 @@ func (b *Backend) check(ctx context.Context, s *session, idle time.Duration, han
 	if err != nil {
 		return err
 	}
+	if len(st.rows) == 0 {
+		return errors.New("the server's table of sessions does not have this one")
+	}
 	row := st.rows[0]
 	s.pid, s.started = row[0], row[1]
 	version, _ := strconv.Atoi(row[3]) // 0 would be too old

@@ -44,12 +44,13 @@ type session struct {
 
 // statement is one message and its answer.
 type statement struct {
-	start  time.Time // before it was sent
-	rows   [][]string
-	notice string // the text of the last INFO
-	err    error
-	finish func(*statement) // runs on the reader's goroutine, in the order of the server
-	done   chan struct{}
+	start   time.Time // before it was sent
+	asksRow bool      // whether the answer always has one
+	rows    [][]string
+	notice  string // the text of the last INFO
+	err     error
+	finish  func(*statement) // runs on the reader's goroutine, in the order of the server
+	done    chan struct{}
 }
 
 // inline is how much may be under way without an answer so that one more write surely does not block.
@@ -103,6 +104,7 @@ func (s *session) enqueue(sql string, finish func(*statement)) (*statement, erro
 		return nil, errEnding
 	}
 	st := &statement{start: time.Now(), finish: finish, done: make(chan struct{})}
+	st.asksRow = strings.HasPrefix(sql, "EXECUTE ") || strings.HasPrefix(sql, "SELECT pg_advisory") || strings.HasPrefix(sql, "SELECT pg_backend_pid()")
 	size := len(s.out)
 	var err error
 	if s.out, err = (&pgproto3.Query{String: sql}).Encode(s.out); err != nil {
@@ -236,6 +238,10 @@ func (s *session) read() error {
 			}
 			s.mu.Unlock()
 			next.rows, next.notice = st.rows, st.notice
+			if next.asksRow && st.err == nil && len(st.rows) == 0 {
+				next.complete(errOutOfStep)
+				return errOutOfStep
+			}
 			next.complete(st.err)
 			*st = statement{}
 		}
@@ -298,6 +304,9 @@ func (s *session) close() {
 	<-s.ended
 	s.writers.Wait()
 }
+
+// errOutOfStep ends a session on which an answer is not the one to what was asked: nobody knows what it holds.
+var errOutOfStep = errors.New("the server's answer has no row: it is not the one to this question")
 
 var errEnding = errors.New("the session is being closed")
 

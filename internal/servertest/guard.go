@@ -37,11 +37,19 @@ type guard struct {
 // with a stopped member): that must not end the killer before its work is done.
 const (
 	// Processes of a server may have left the group, as those of PostgreSQL do. While their parents stand still their
-	// numbers cannot become those of others.
+	// numbers cannot become those of others. The kernel's SIGHUP comes with a SIGCONT, perhaps only now: a parent that goes on
+	// may start others, so look again until there are none. Those whose parent is gone already work in the folder.
 	killerScript = `trap "" HUP INT TERM; read -r line
 servers=$(ps -A -o pid= -o pgid= | while read -r pid group; do [ "$group" != $$ ] || [ "$pid" = $$ ] || echo "$pid"; done)
-kill -s STOP $servers
-kill -s KILL $(ps -A -o pid= -o ppid= | while read -r pid parent; do for s in $servers; do [ "$parent" != "$s" ] || echo "$pid"; done; done)
+for pass in 1 2 3 4 5 6 7 8 9; do
+	kill -s STOP $servers
+	children=$(ps -A -o pid= -o ppid= -o stat= | while read -r pid parent stat; do
+		for s in $servers; do [ "$parent" != "$s" ] || [ "${stat#Z}" != "$stat" ] || echo "$pid"; done
+	done)
+	[ -n "$children" ] || break
+	kill -s KILL $children
+done
+kill -s KILL $(ls -l /proc/[0-9]*/cwd 2>/dev/null | sed -n "s|.*/proc/\([0-9]*\)/cwd -> $1/.*|\1|p")
 kill -s KILL 0`
 	removerScript = `trap "" HUP INT TERM; read -r line; rm -rf -- "$1"`
 )

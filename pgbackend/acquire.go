@@ -291,7 +291,9 @@ func (b *Backend) drew(g *grant, h *holder, err error) {
 func (b *Backend) drewLocked(g *grant, h *holder, err error) {
 	switch fate := h.fate(); {
 	case fate != nil:
-		g.state = orphan
+		if g.state != over { // the end of the session may have been dealt with while the token was drawn
+			g.state = orphan
+		}
 		b.answer(g, fmt.Errorf("%w: %w", errSession, fate))
 	case err != nil:
 		b.answer(g, err)

@@ -99,9 +99,9 @@ func waiters(t testing.TB, l *redisbackend.Backend, key string) int {
 
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("after 10 s it is still not so that %s", what)
+			t.Fatalf("after 30 s it is still not so that %s", what)
 		}
 	}
 }

@@ -119,6 +119,29 @@ func TestTokensGrowAfterTheFolderWasDeleted(t *testing.T) {
 	}
 }
 
+// TestTokensGrowOfManyKeys: so many that each reserves numbers of its own. Those are few: a folder that is deleted takes what was
+// reserved with it, and tokens begin at the time of day.
+func TestTokensGrowOfManyKeys(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "locks")
+	last := make(map[string]uint64)
+	for range 3 {
+		b := open(t, folder)
+		for i := range 100 {
+			key := fmt.Sprint("job ", i)
+			lease := acquire(t, b, request(key))
+			if lease.Token <= last[key] {
+				t.Fatalf("token %d of %q follows %d", lease.Token, key, last[key])
+			}
+			last[key] = lease.Token
+		}
+		if err := os.RemoveAll(folder); err != nil {
+			t.Fatal(err)
+		}
+		<-time.NewTimer(5 * time.Millisecond).C
+	}
+}
+
 func TestDamagedStateIsNeverFree(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()

@@ -70,8 +70,8 @@ func (b *Backend) Break(ctx context.Context, held locker.Holding) error {
 	return nil
 }
 
-// Forget drops what the server keeps of a lock that nobody holds or waits for, its last token above all, which it would
-// keep for one to two days. It is for programs that use each key once. The next token is greater than the last all the
+// Forget has the server drop what it keeps of a lock that nobody holds or waits for, its last token above all: after 15 seconds
+// instead of one to two days. It is for programs that use each key once. The next token is greater than the last all the
 // same as long as the server's clock is not set back. The error matches [locker.ErrHeld] if the lock is in use.
 func (b *Backend) Forget(ctx context.Context, key string) error {
 	c := &call{script: forgetScript, key: stateKey(b.prefix, key)}

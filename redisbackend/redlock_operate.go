@@ -114,8 +114,9 @@ func (r *Redlock) Break(ctx context.Context, held locker.Holding) error {
 	}
 }
 
-// Forget drops what the servers keep of a lock that nobody holds or waits for, like [Backend.Forget]. A server that cannot be
-// reached forgets it within two days.
+// Forget has the servers drop what they keep of a lock that nobody holds or waits for, like [Backend.Forget]. A server that cannot
+// be reached forgets it within two days. Do not call it for keys that may be used again while a request is on its way for longer than
+// 15 seconds: it could get an old token.
 func (r *Redlock) Forget(ctx context.Context, key string) error {
 	votes, err := r.votes(ctx, key)
 	if err != nil {

@@ -199,8 +199,8 @@ func (c *child) suspend(lock *locker.Lock, why syscall.Signal) {
 	}
 }
 
-// guard is a shell in the command's process group. It reads from a pipe that only we hold open; when that ends without
-// a word, because we were killed, it kills the group and with it itself. The parent-death signal reaches the command
+// guard is a shell in the command's process group. It reads from a pipe that only we hold open; when that ends before the guard
+// does, because we were killed, it kills the group and with it itself. The parent-death signal reaches the command
 // alone, and its children not. A system without a shell does without.
 type guard struct {
 	shell *exec.Cmd
@@ -210,7 +210,7 @@ type guard struct {
 // guardAfter is how long a command runs before it gets a guard, which costs as much as a short command.
 const guardAfter = 20 * time.Millisecond
 
-const guardScript = `trap "" HUP INT QUIT TERM TSTP TTIN TTOU USR1 USR2 ALRM PIPE; read -r word || kill -s KILL 0`
+const guardScript = `trap "" HUP INT QUIT TERM TSTP TTIN TTOU USR1 USR2 ALRM PIPE; read -r word; kill -s KILL 0`
 
 func newGuard(group int) *guard {
 	r, w, err := os.Pipe()
@@ -233,7 +233,7 @@ func (g *guard) dismiss() {
 	if g == nil {
 		return
 	}
-	_, _ = io.WriteString(g.alive, "done\n")
+	_ = g.shell.Process.Kill() // also if the group was stopped
 	_ = g.alive.Close()
-	_ = g.shell.Wait() // "killed", if the group was
+	_ = g.shell.Wait() // "killed"
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -239,7 +240,7 @@ func (o *runOptions) notAcquired(err error) error {
 		fmt.Fprintf(os.Stderr, "locker run: %s; not started: %s\n", strings.TrimPrefix(held.Error(), "locker: "), strings.Join(o.argv, " "))
 		return exitError(exitHeld)
 	}
-	if errors.Is(err, locker.ErrHeld) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, locker.ErrHeld) { // a server that does not answer says nothing of that
 		fmt.Fprintf(os.Stderr, "locker run: %q was not acquired within %v: %v\n", o.key, o.wait, err)
 		return exitError(exitHeld)
 	}
@@ -260,8 +261,13 @@ func (o *runOptions) lost(reason string, token uint64) error {
 	return exitError(exitLost)
 }
 
+// environment is the command's. What a lock around this one has put there goes: many programs take the first value of a name.
 func (o *runOptions) environment(token uint64) []string {
-	return append(os.Environ(), "LOCKER_KEY="+o.key, fmt.Sprintf("LOCKER_TOKEN=%d", token), "LOCKER_TTL="+o.ttl.String())
+	inherited := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.Contains([]string{"LOCKER_KEY", "LOCKER_TOKEN", "LOCKER_TTL", "LOCKER_REASON"}, name)
+	})
+	return append(inherited, "LOCKER_KEY="+o.key, fmt.Sprintf("LOCKER_TOKEN=%d", token), "LOCKER_TTL="+o.ttl.String())
 }
 
 // label tells others who holds the lock.

@@ -237,6 +237,66 @@ func TestChildKilled(t *testing.T) {
 	}
 }
 
+// TestStoppedGroup: the command is killed while all of its group is stopped. Nothing hangs, and the lock is free.
+func TestStoppedGroup(t *testing.T) {
+	t.Parallel()
+	locks := lockFolder(t)
+	file := filepath.Join(t.TempDir(), "pid")
+	s := start(t, locks, "run", "--", "sh", "-c", `echo $$ >"$0"; while :; do sleep 0.05; done`, file)
+	pid, err := strconv.Atoi(exists(t, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(10 * guardAfter)
+	signalTo(t, -pid, syscall.SIGSTOP)
+	signalTo(t, pid, syscall.SIGKILL)
+	s.ends(128+9, "")
+	if files := left(t, locks); len(files) > 0 {
+		t.Errorf("left behind: %q", files)
+	}
+}
+
+// TestEnvironmentOfNested: a command finds each name once, and its own lock's values, also within another lock. Many programs take
+// the first value of a name.
+func TestEnvironmentOfNested(t *testing.T) {
+	t.Parallel()
+	s := prepare(t, lockFolder(t), "run", "--key", "outer", "--", program, "run", "--key", "inner", "--ttl", "7s", "--", "cat", "/proc/self/environ")
+	s.Env = append(s.Env, "LOCKER_TOKEN=5", "LOCKER_REASON=old")
+	s.begin()
+	s.ends(0, "")
+	found := make(map[string][]string)
+	for _, v := range strings.Split(s.out.String(), "\x00") {
+		name, value, _ := strings.Cut(v, "=")
+		found[name] = append(found[name], value)
+	}
+	if !slices.Equal(found["LOCKER_KEY"], []string{"inner"}) || !slices.Equal(found["LOCKER_TTL"], []string{"7s"}) ||
+		len(found["LOCKER_TOKEN"]) != 1 || found["LOCKER_TOKEN"][0] == "5" || found["LOCKER_REASON"] != nil {
+		t.Errorf("LOCKER_KEY %q, LOCKER_TTL %q, LOCKER_TOKEN %q, LOCKER_REASON %q", found["LOCKER_KEY"], found["LOCKER_TTL"], found["LOCKER_TOKEN"], found["LOCKER_REASON"])
+	}
+}
+
+// TestNoAnswerIsNotHeld: when the wait is over and nothing could be learned, nobody is said to hold the lock.
+func TestNoAnswerIsNotHeld(t *testing.T) {
+	t.Parallel()
+	locks := lockFolder(t)
+	run(t, locks, "run", "--key", "job", "--", "true").ends(0, "")
+	stripes, err := filepath.Glob(filepath.Join(locks, "locker-boot-*", "*.lock"))
+	if err != nil || len(stripes) == 0 {
+		t.Fatal(stripes, err)
+	}
+	for _, stripe := range stripes {
+		file, err := os.Open(stripe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, locks, "run", "--key", "job", "--wait", "300ms", "--", "true").ends(69, "")
+}
+
 func TestSignalsArePassedOn(t *testing.T) {
 	t.Parallel()
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {

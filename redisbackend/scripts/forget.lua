@@ -1,7 +1,7 @@
--- Forgets a lock with its last token, unless somebody holds it or waits for it.
+-- Forgets a lock with its last token soon, unless somebody holds it or waits for it.
 --
 -- KEYS   1 state
--- Reply  1 nothing is known of the lock now   0 it is in use
+-- Reply  1 nothing will be known of the lock   0 it is in use
 local state = redis.call('GET', KEYS[1])
 local now = clock()
 local ends = read(state)
@@ -9,10 +9,10 @@ if ends > now or redis.call('ZCOUNT', KEYS[1] .. ':seen', now - patience, '+inf'
   return 0
 end
 redis.call('DEL', KEYS[1] .. ':order', KEYS[1] .. ':seen')
--- No late copy of the last holder's requests may be granted.
-local last = state and string.match(state, '^%S+', 68) or '\127'
-if last ~= '\127' then
-  redis.call('SET', KEYS[1] .. ':gone:' .. last, ends > 0 and 'lost' or 'done', 'PX', tombstone)
+-- The state itself goes when late copies of the last holder's requests are refused no more, and when the clock is past its
+-- token. Its expiry is to be made anew by the next grant.
+if state then
+  local ahead = math.max(tonumber(string.sub(state, 1, 16)) - now, 0) / 1000
+  redis.call('SET', KEYS[1], string.sub(state, 1, 51) .. '0000000000' .. string.sub(state, 62), 'PX', string.format('%.0f', tombstone + ahead))
 end
-redis.call('DEL', KEYS[1])
 return 1

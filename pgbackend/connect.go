@@ -29,7 +29,17 @@ const (
 
 // connect opens a session that the server ends when it has been idle for that long. The timer comes with the very first message,
 // so that no session exists without it. While nothing is held it is no shorter than the set-up may take.
-func (b *Backend) connect(ctx context.Context, r role, idle time.Duration) (*session, error) {
+func (b *Backend) connect(ctx context.Context, r role, idle time.Duration) (s *session, err error) {
+	for range 3 {
+		if s, err = b.connectOnce(ctx, r, idle); !errors.Is(err, errOutOfStep) {
+			break
+		}
+	}
+	return s, err
+}
+
+// connectOnce fails with errOutOfStep where the first answer is that to another question, as PgBouncer's sometimes is.
+func (b *Backend) connectOnce(ctx context.Context, r role, idle time.Duration) (*session, error) {
 	label := fmt.Sprintf("locker %s %dms ", r, millis(idle))
 	idle = max(idle, setUp)
 	cfg := b.config.Copy()
@@ -101,7 +111,7 @@ func (b *Backend) check(ctx context.Context, s *session, idle time.Duration, han
 		return err
 	}
 	if len(st.rows) == 0 {
-		return errors.New("the server's table of sessions does not have this one")
+		return errOutOfStep
 	}
 	row := st.rows[0]
 	s.pid, s.started = row[0], row[1]

@@ -94,8 +94,7 @@ func TestSentinelsDown(t *testing.T) {
 }
 
 // Those who wait go on waiting while another server takes over, and are woken by it.
-func TestSentinelFailoverWithWaiters(t *testing.T) {
-	t.Parallel()
+func TestSentinelFailoverWithWaiters(t *testing.T) { // alone: Sentinels need the processor to agree
 	group := servertest.Sentinel(t, servertest.SentinelOptions{})
 	lockers := map[string]*redisbackend.Backend{"of a URL": open(t, group.URL), "handed in": handedIn(t, group, redisbackend.Options{})}
 	for name, l := range lockers {

@@ -119,7 +119,7 @@ func describe(reply []any, state string, ttl time.Duration, more ...any) string 
 	now := reply[0].(int64)
 	what := fmt.Sprint(reply[1])
 	if len(reply) > 3 {
-		what = fmt.Sprint(what, reply[2].(int64)/1_000_000, reply[3:]) // a remaining time, to the second
+		what = fmt.Sprint(what, (reply[2].(int64)+60_000_000)/120_000_000, reply[3:]) // a remaining time: 0 or about 600 s, and some passes
 	}
 	if len(state) > 67 {
 		var until int64
